@@ -94,7 +94,11 @@ class Apt:
     def download(self, package: Package, folder: Path) -> Path:
         """Download the .deb of exactly that version into a folder and return its path."""
         result = self._run(
-            "apt-get", "download", f"{package.name}={package.version}", seconds=DOWNLOAD_SECONDS, folder=folder
+            "apt-get",
+            "download",
+            f"{package.name}={package.version}",
+            seconds=DOWNLOAD_SECONDS,
+            folder=folder,
         )
         found = sorted(folder.glob("*.deb"))
         if result.returncode != 0 or not found:

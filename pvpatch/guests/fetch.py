@@ -73,7 +73,7 @@ def fetch(name: str, *, refresh: bool = False) -> Fetched:
         with _lock(state / "lock"):
             apt.prepare(force=refresh)
             package = _resolve(apt, wanted)
-        label = f"{package.name}_{package.version}_{package.architecture}".replace(":", "%3a").replace("/", "_")
+        label = f"{package.name}_{package.version}_{package.architecture}".replace(":", "%3a")
         folder = root / "packages" / label
         folder.parent.mkdir(exist_ok=True)
         with _lock(folder.with_name(label + ".lock")):
@@ -110,7 +110,7 @@ def _download(apt: Apt, package: Package, folder: Path) -> None:
         with archive.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if package.sha256 and digest != package.sha256:
-            raise FetchError(f"{package.name} {package.version}: SHA-256 is {digest}, apt says {package.sha256}")
+            raise FetchError(f"{package.name}: SHA-256 is {digest}, apt says {package.sha256}")
         tree = work / "tree"
         tree.mkdir()
         files = _unpack(archive, tree, patterns)

@@ -1,0 +1,36 @@
+"""Kernel images: containers are peeled, the payload becomes one `Image` model."""
+
+from rewriter.image.model import (
+    EntryPoint,
+    Image,
+    Kind,
+    Layer,
+    Note,
+    Protocol,
+    RelocationTail,
+    Section,
+    Segment,
+    SetupHeader,
+    StubFacts,
+    Symbol,
+    Table,
+)
+from rewriter.image.registry import open_image, parse_image
+
+__all__ = [
+    "EntryPoint",
+    "Image",
+    "Kind",
+    "Layer",
+    "Note",
+    "Protocol",
+    "RelocationTail",
+    "Section",
+    "Segment",
+    "SetupHeader",
+    "StubFacts",
+    "Symbol",
+    "Table",
+    "open_image",
+    "parse_image",
+]

@@ -1,0 +1,87 @@
+"""Images without an inner file format: Linux boot protocol or multiboot header in front of bare code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pvpatch.abi.errors import ImageError
+from rewriter.image.linux_header import has_setup_header, linux_entries, parse_setup_header
+from rewriter.image.model import EntryPoint, Image, Segment, SetupHeader
+from rewriter.image.multiboot import MultibootHeader, find_multiboot
+from rewriter.image.pe import PeFacts, pe_facts
+
+__all__ = ["matches_linux", "matches_multiboot", "parse_linux", "parse_multiboot"]
+
+MAX_FLAT_MEMORY = 1 << 30  # bytes; init_size or bss of a flat image beyond this is a damaged header
+DAMAGED = "the file is damaged or truncated"
+
+
+def matches_linux(data: bytes) -> bool:
+    """Whether this starts with a Linux boot sector (a bzImage with a payload was taken by its container)."""
+    return has_setup_header(data)
+
+
+def parse_linux(data: bytes, path: Path) -> Image:
+    """A Linux boot protocol image whose protected-mode part is the program itself, such as memtest86+."""
+    header = parse_setup_header(data)
+    base = header.code32_start
+    size = len(data) - header.setup_size
+    memory = max(header.init_size, size)
+    if memory > MAX_FLAT_MEMORY or base + memory > 1 << 32:
+        raise ImageError(f"the setup header asks for {memory:#x} bytes at {base:#x}", hint=DAMAGED)
+    entries = linux_entries(header, base) + _efi_entries(pe_facts(data), header, base)
+    if any(entry.physical - base >= size for entry in entries):
+        raise ImageError("an entry point lies behind the end of the file", hint=DAMAGED)
+    wide = any(entry.width == 64 and entry.protocol == "linux64" for entry in entries)
+    segment = Segment(header.setup_size, size, base, base, memory, True, True, True, "code")
+    return Image(
+        path=path,
+        container=(),
+        payload=data,
+        kind="flat",
+        bits=64 if wide else 32,
+        segments=(segment,),
+        entries=entries,
+        setup_header=header,
+    )
+
+
+def _efi_entries(facts: PeFacts | None, header: SetupHeader, base: int) -> tuple[EntryPoint, ...]:
+    if facts is None or facts.entry_offset < header.setup_size:
+        return ()
+    address = base + facts.entry_offset - header.setup_size
+    return (EntryPoint(address, address, facts.width, "efi"),)
+
+
+def _addressed(data: bytes) -> MultibootHeader | None:
+    return next((item for item in find_multiboot(data) if item.load_addr is not None), None)
+
+
+def matches_multiboot(data: bytes) -> bool:
+    """Whether a multiboot header gives the load addresses itself, as a non-ELF image needs."""
+    return _addressed(data) is not None
+
+
+def parse_multiboot(data: bytes, path: Path) -> Image:
+    """A non-ELF multiboot image: where it is loaded stands in its multiboot header."""
+    item = _addressed(data)
+    if item is None or item.load_addr is None or item.header_addr is None:
+        raise ImageError("the multiboot header gives no load address", hint=DAMAGED)
+    start = item.offset - (item.header_addr - item.load_addr)
+    size = (item.load_end - item.load_addr) if item.load_end else len(data) - start
+    memory = max(size, (item.bss_end - item.load_addr) if item.bss_end else 0)
+    if start < 0 or size <= 0 or start + size > len(data) or memory > MAX_FLAT_MEMORY:
+        raise ImageError("the load addresses of the multiboot header contradict the file", hint=DAMAGED)
+    entry = item.entry
+    if item.load_addr + memory > 1 << 32 or entry is None or not 0 <= entry - item.load_addr < size:
+        raise ImageError("the multiboot header's entry point lies outside the image", hint=DAMAGED)
+    segment = Segment(start, size, item.load_addr, item.load_addr, memory, True, True, True, "code")
+    return Image(
+        path=path,
+        container=(),
+        payload=data,
+        kind="flat",
+        bits=32,
+        segments=(segment,),
+        entries=(EntryPoint(entry, entry, 32, item.protocol),),
+    )
