@@ -16,6 +16,7 @@ from rewriter.image.model import (
     Table,
 )
 from rewriter.image.registry import open_image, parse_image
+from rewriter.image.wrap import original_recipe, rewrap
 
 __all__ = [
     "EntryPoint",
@@ -32,5 +33,7 @@ __all__ = [
     "Symbol",
     "Table",
     "open_image",
+    "original_recipe",
     "parse_image",
+    "rewrap",
 ]

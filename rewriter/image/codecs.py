@@ -45,7 +45,7 @@ class _Streaming(Protocol):
 
 @dataclass(frozen=True)
 class Codec:
-    """One codec: its magic, its decoder (which ignores trailing bytes), its encoder with the kernel's settings."""
+    """One codec: magic, decoder (trailing bytes are ignored), encoder with the kernel's settings."""
 
     name: str
     magic: bytes

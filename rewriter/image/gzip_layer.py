@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pvpatch.abi.errors import ImageError
@@ -17,6 +16,7 @@ MAGIC = b"\x1f\x8b\x08"
 LEVELS = (9, 6, 1, 2, 3, 4, 5, 7, 8)
 MEMORY_LEVELS = (8, 9)
 HEADER_SIZE = 10
+CHUNK = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,49 @@ def unwrap(data: bytes) -> tuple[Layer, bytes]:
 
 
 def wrap(layer: Layer, payload: bytes) -> bytes:
-    """A gzip file around a new payload: the original's header, level 9, so the same bytes every time."""
+    """A gzip file around a new payload: the original's header, fixed settings, always the same bytes."""
     header = layer.raw[: _header_end(layer.raw)]
-    return _member(GzipRecipe(header, 9, 8), payload)
+    return reproduce(GzipRecipe(header, LEVELS[0], MEMORY_LEVELS[0]), payload)
 
 
 def recipe(layer: Layer, payload: bytes) -> GzipRecipe | None:
     """The zlib settings that make exactly the original file from its payload; None when none does.
 
-    None means that the original compressed bytes must be kept to restore the file. GNU gzip's own deflate
-    differs from zlib's, so None is usual for files made by gzip(1).
+    None means that the original compressed bytes must be kept to restore the file. The deflate of gzip(1)
+    ends its blocks elsewhere than zlib's does, so None is usual for files made by that program.
     """
     header = layer.raw[: _header_end(layer.raw)]
-    return next((item for item in _recipes(header) if _member(item, payload) == layer.raw), None)
+    wanted = layer.raw[len(header) :]
+    for memory_level in MEMORY_LEVELS:
+        for level in LEVELS:
+            if _deflates_to(payload, level, memory_level, wanted):
+                found = GzipRecipe(header, level, memory_level)
+                return found if reproduce(found, payload) == layer.raw else None
+    return None
 
 
 def reproduce(found: GzipRecipe, payload: bytes) -> bytes:
     """The file that a recipe describes."""
-    return _member(found, payload)
-
-
-def _recipes(header: bytes) -> Iterator[GzipRecipe]:
-    for memory_level in MEMORY_LEVELS:
-        for level in LEVELS:
-            yield GzipRecipe(header, level, memory_level)
-
-
-def _member(settings: GzipRecipe, payload: bytes) -> bytes:
-    squeeze = zlib.compressobj(settings.level, zlib.DEFLATED, -zlib.MAX_WBITS, settings.memory_level)
+    squeeze = _deflater(found.level, found.memory_level)
     body = squeeze.compress(payload) + squeeze.flush()
-    return settings.header + body + struct.pack("<II", zlib.crc32(payload), len(payload) & 0xFFFFFFFF)
+    return found.header + body + struct.pack("<II", zlib.crc32(payload), len(payload) & 0xFFFFFFFF)
+
+
+def _deflater(level: int, memory_level: int) -> zlib._Compress:
+    return zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, memory_level)
+
+
+def _deflates_to(payload: bytes, level: int, memory_level: int, wanted: bytes) -> bool:
+    """Whether the settings give a prefix of `wanted`; stops at the first difference."""
+    squeeze = _deflater(level, memory_level)
+    at = 0
+    for start in range(0, len(payload), CHUNK):
+        piece = squeeze.compress(payload[start : start + CHUNK])
+        if wanted[at : at + len(piece)] != piece:
+            return False
+        at += len(piece)
+    piece = squeeze.flush()
+    return wanted[at : at + len(piece)] == piece
 
 
 def _header_end(data: bytes) -> int:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import lief
 
-__all__ = ["PeFacts", "pe_facts"]
+__all__ = ["PE_CHECKSUM_OFFSET", "PeFacts", "certificate_entry_offset", "pe_facts"]
 
+PE_CHECKSUM_OFFSET = 24 + 64  # from the PE signature; the same in PE32 and PE32+
+CERTIFICATE_INDEX = 4  # of the data directories
+DIRECTORIES_OFFSET = {0x10B: 24 + 96, 0x20B: 24 + 112}  # by optional header magic
 WIDTHS = {0x14C: 32, 0x8664: 64}
 PE_POINTER = 0x3C
 MAX_SECTIONS = 96  # the PE loader's own limit
@@ -50,3 +53,13 @@ def pe_facts(data: bytes) -> PeFacts | None:
     if not 0 <= entry < len(data) or certificate[0] + certificate[1] > len(data):
         return None
     return PeFacts(entry, WIDTHS[machine], at, certificate)
+
+
+def certificate_entry_offset(data: bytes | bytearray, pe_offset: int) -> int:
+    """File offset of the certificate table's data directory entry; 0 when the header has none."""
+    magic = struct.unpack_from("<H", data, pe_offset + 24)[0]
+    directories = DIRECTORIES_OFFSET.get(magic)
+    if directories is None:
+        return 0
+    count = struct.unpack_from("<I", data, pe_offset + directories - 4)[0]
+    return pe_offset + directories + 8 * CERTIFICATE_INDEX if count > CERTIFICATE_INDEX else 0

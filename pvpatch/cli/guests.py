@@ -1,0 +1,101 @@
+"""`pvpatch guests`: fetch guest kernels with the machine's own apt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pvpatch.abi.errors import ImageError, UsageError
+from pvpatch.guests import Guest, build_initramfs, cached, fetch, guest, guests
+from pvpatch.guests.initramfs import DEFAULT_SCRIPT
+
+__all__ = ["guests_app"]
+
+guests_app = typer.Typer(no_args_is_help=True, help="Guest kernels, fetched with apt and kept in a cache.")
+
+
+@guests_app.command("list")
+def list_guests() -> None:
+    """List the guests that can be fetched, and what is in the cache."""
+    if not sys.stdout.isatty():
+        for entry in guests():
+            print(f"{entry.name}\t{entry.source}\t{_state(entry)}\t{entry.summary}")
+        return
+    table = Table("guest", "package", "in the cache", "what it is")
+    for entry in guests():
+        table.add_row(entry.name, entry.source, _state(entry), entry.summary)
+    Console().print(table)
+
+
+@guests_app.command("fetch")
+def fetch_guests(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Guest names, or 'all' (without large ones).")
+    ],
+    refresh: Annotated[bool, typer.Option("--refresh", help="Get new package lists first.")] = False,
+) -> None:
+    """Fetch guests in the version that apt serves now; prints the path of each."""
+    wanted: list[Guest] = []
+    for name in names:
+        wanted += [entry for entry in guests() if not entry.large] if name == "all" else [guest(name)]
+    for entry in dict.fromkeys(wanted):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"pvpatch: fetching {entry.name} ({entry.source})\n")
+        found = fetch(entry.name, refresh=refresh)
+        refresh = False
+        print(f"{entry.name}\t{found.path}", flush=True)
+
+
+@guests_app.command("path")
+def path_of(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Print where the guest fetched last lies."""
+    found = cached(name)
+    if found is None:
+        raise ImageError(f"guest {name} is not in the cache", hint=f"pvpatch guests fetch {name}")
+    print(found.path)
+
+
+@guests_app.command("initramfs")
+def initramfs(
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The archive to write.")],
+    script: Annotated[
+        Path | None, typer.Option("--script", metavar="FILE", help="Shell commands that /init runs.")
+    ] = None,
+    busybox: Annotated[
+        str, typer.Option("--busybox", metavar="GUEST", help="Which busybox: busybox-amd64 or busybox-i386.")
+    ] = "busybox-amd64",
+) -> None:
+    """Write a busybox initramfs; without --script it prints `uname -a` and powers off."""
+    try:
+        commands = script.read_text(encoding="utf-8") if script is not None else DEFAULT_SCRIPT
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the script: {error}") from error
+    found = cached(busybox) or fetch(busybox)
+    _write_whole(output, build_initramfs(found.path, commands))
+
+
+def _state(entry: Guest) -> str:
+    found = cached(entry.name)
+    return f"{found.package} {found.version}" if found is not None else "-"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is complete or absent."""
+    if str(path) == "-":
+        sys.stdout.buffer.write(content)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
