@@ -1,0 +1,248 @@
+"""Assembly through keystone, one statement at a time, every result decoded back before it is believed.
+
+Keystone 0.9.2 emits wrong code for some inputs without an error (16-bit `lgdt`, cut far offsets,
+absolute addresses made RIP-relative, 64-bit `sysret`). So each statement is decoded by iced-x86 and by
+capstone, and both must say what the source said; a difference is an `AsmError`, never a byte in an image.
+
+Syntax: Intel; one statement per line or `;`, `#` starts a comment, `name:` is a label, local to the text.
+Labels may be used as branch targets, in sums inside operands (`table-here`) and as `[rip+label]`.
+Directives: `.byte a, b`, `.word`, `.long`, `.quad`, `.align n` (filled with nop), and `.rept n` ..
+`.endr` with `\\+` as the counter. Forms keystone has no right spelling for are written here as
+`retfq`, `sysretd`, `sysretq`, `sysexitd`, `sysexitq`, `ljmp sel, off`, `lcall sel, off` (32 bits).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import capstone
+import iced_x86
+import keystone
+
+from pvpatch.abi.errors import PvpatchError
+from pvpatch.abi.statement import Statement, matches, parse_statement
+
+__all__ = ["AsmError", "Assembly", "Line", "assemble"]
+
+EXACT: dict[tuple[int, str], bytes] = {
+    (64, "retfq"): b"\x48\xcb",
+    (64, "sysretq"): b"\x48\x0f\x07",
+    (64, "sysretd"): b"\x0f\x07",
+    (32, "sysretd"): b"\x0f\x07",
+    (64, "sysexitq"): b"\x48\x0f\x35",
+    (64, "sysexitd"): b"\x0f\x35",
+    (32, "sysexitd"): b"\x0f\x35",
+}
+"""Statements that keystone gets wrong or refuses; what they are is checked by the decoders all the same."""
+
+SPURIOUS_16 = re.compile(r"(lgdt|lidt|sgdt|sidt)\s|(push|pop)\s+([cdes]s)$")
+"""At 32 bits keystone puts an operand-size prefix before these; it is taken off."""
+
+FAR = {"lcall": 0x9A, "ljmp": 0xEA}
+SIZES = {".byte": 1, ".word": 2, ".long": 4, ".quad": 8}
+IDENTIFIER = re.compile(r"(?<![\w.@$])[A-Za-z_.$][\w.$]*")
+SUM = re.compile(r"(?<![\w)*])(-?\d+)((?:\s*[+-]\s*\d+)+)(?![\w*])")
+MAX_PASSES = 24
+
+
+class AsmError(PvpatchError):
+    """A statement cannot be assembled, or what came out is not what was asked for."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One emitted statement: offset from the start of the code, its text (labels resolved), its bytes."""
+
+    offset: int
+    text: str
+    code: bytes
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Result of `assemble`: the code, the addresses of the labels, and what each byte came from."""
+
+    address: int
+    code: bytes
+    labels: Mapping[str, int]
+    lines: tuple[Line, ...]
+
+
+@lru_cache(maxsize=2)
+def _assembler(width: int) -> keystone.Ks:
+    mode = keystone.KS_MODE_32 if width == 32 else keystone.KS_MODE_64
+    return keystone.Ks(keystone.KS_ARCH_X86, mode)
+
+
+@lru_cache(maxsize=2)
+def _disassembler(width: int) -> capstone.Cs:
+    mode = capstone.CS_MODE_32 if width == 32 else capstone.CS_MODE_64
+    return capstone.Cs(capstone.CS_ARCH_X86, mode)
+
+
+@lru_cache(maxsize=1)
+def _formatter() -> iced_x86.Formatter:
+    formatter = iced_x86.Formatter(iced_x86.FormatterSyntax.INTEL)
+    formatter.hex_prefix = "0x"
+    formatter.hex_suffix = ""
+    formatter.rip_relative_addresses = True
+    formatter.branch_leading_zeros = False
+    formatter.show_branch_size = False
+    formatter.memory_size_options = iced_x86.MemorySizeOptions.ALWAYS
+    return formatter
+
+
+def _statements(text: str) -> list[str]:
+    lines = [part.strip() for raw in text.splitlines() for part in raw.split("#")[0].split(";")]
+    return _expand_repeats([line for line in lines if line])
+
+
+def _expand_repeats(lines: list[str]) -> list[str]:
+    result: list[str] = []
+    index = 0
+    while index < len(lines):
+        if not lines[index].startswith(".rept"):
+            result.append(lines[index])
+            index += 1
+            continue
+        try:
+            end = lines.index(".endr", index)
+        except ValueError:
+            raise AsmError("a .rept has no .endr") from None
+        for turn in range(int(lines[index].split()[1], 0)):
+            result += [line.replace("\\+", str(turn)) for line in lines[index + 1 : end]]
+        index = end + 1
+    return result
+
+
+def _resolve(text: str, symbols: Mapping[str, int]) -> str:
+    """Put numbers for labels and fold sums of numbers, so that keystone and the check see one value."""
+
+    def number(match: re.Match[str]) -> str:
+        return str(symbols[match[0]]) if match[0] in symbols else match[0]
+
+    def fold(match: re.Match[str]) -> str:
+        terms = re.findall(r"[+-]?\d+", match[0].replace(" ", ""))
+        return str(sum(int(term) for term in terms))
+
+    head, _, tail = text.partition(" ")
+    tail = re.sub(r"0x([0-9a-fA-F]+)", lambda match: str(int(match[0], 16)), tail)
+    tail = SUM.sub(fold, IDENTIFIER.sub(number, tail))
+    return f"{head} {tail.strip()}" if tail else head
+
+
+def _data(text: str, directive: str) -> bytes:
+    size = SIZES[directive]
+    values = [int(item, 0) for item in text[len(directive) :].split(",")]
+    return b"".join((value & ((1 << 8 * size) - 1)).to_bytes(size, "little") for value in values)
+
+
+def _encode(text: str, width: int, address: int) -> bytes:
+    head = text.split()[0]
+    if (width, text) in EXACT:
+        return EXACT[width, text]
+    if head in FAR and "," in text:
+        if width != 32:
+            raise AsmError(f"{text!r}: 64-bit code has no immediate far pointer")
+        selector, offset = (int(item, 0) for item in text[len(head) :].split(","))
+        return bytes([FAR[head]]) + offset.to_bytes(4, "little") + selector.to_bytes(2, "little")
+    try:
+        code, _ = _assembler(width).asm(text, address, as_bytes=True)
+    except keystone.KsError as error:
+        raise AsmError(f"cannot assemble {text!r} at {width} bits: {error}") from error
+    if not code:
+        raise AsmError(f"cannot assemble {text!r} at {width} bits: nothing came out")
+    code = bytes(code)
+    if width == 32 and code[0] == 0x66 and SPURIOUS_16.match(text):
+        code = code[1:]
+    return code
+
+
+def _check(statement: Statement, code: bytes, width: int, address: int) -> None:
+    """Both decoders must read `code` as exactly the one instruction that the source names."""
+    decoder = iced_x86.Decoder(width, code, ip=address)
+    decoded = decoder.decode()
+    readings = {"iced-x86": (_formatter().format(decoded), decoded.len if decoded else 0)}
+    for _, size, mnemonic, operands in _disassembler(width).disasm_lite(code, address):
+        readings["capstone"] = (f"{mnemonic} {operands}".strip(), size)
+        break
+    for tool in ("iced-x86", "capstone"):
+        text, size = readings.get(tool, ("nothing", 0))
+        if size != len(code) or not matches(statement, parse_statement(text), width, decoder=tool):
+            raise AsmError(
+                f"{statement.text!r} at {width} bits became {code.hex(' ')}, which {tool} reads as {text!r}",
+                "write the instruction in another form or as an exact statement",
+            )
+    if decoded.code_size_bits != width if hasattr(decoded, "code_size_bits") else False:
+        raise AsmError(f"{statement.text!r} was decoded at another width")
+
+
+@lru_cache(maxsize=16384)
+def _instruction(text: str, width: int, address: int) -> bytes:
+    rip = re.search(r"\[rip\+?(-?\d+)\]", text.replace(" ", ""))
+    if rip:
+        length = len(_encode(text, width, address))
+        text = re.sub(r"\[\s*rip[^\]]*\]", f"[rip+{int(rip[1]) - address - length}]", text).replace("+-", "-")
+    code = _encode(text, width, address)
+    _check(parse_statement(text), code, width, address)
+    return code
+
+
+def _emit(text: str, width: int, address: int) -> bytes:
+    head = text.split()[0]
+    if head in SIZES:
+        return _data(text, head)
+    if head == ".align":
+        return b"\x90" * (-address % int(text.split()[1], 0))
+    if head.startswith("."):
+        raise AsmError(f"unknown directive {text!r}")
+    # Only branches and RIP-relative operands depend on the address: share the work of all others.
+    relative = head[0] == "j" or head in ("call", "loop", "loope", "loopne", "xbegin") or "rip" in text
+    return _instruction(text, width, address if relative else 0)
+
+
+def assemble(text: str, width: int, address: int = 0, symbols: Mapping[str, int] | None = None) -> Assembly:
+    """Machine code of `text` at `address`, `symbols` being the addresses of outside labels.
+
+    Raises AsmError for anything that is not certainly what the source says.
+    """
+    if width not in (32, 64):
+        raise AsmError(f"no code of {width} bits")
+    items: list[str] = []
+    names: dict[str, int] = {}
+    for statement in _statements(text):
+        label = re.fullmatch(r"([A-Za-z_.$][\w.$]*):\s*(.*)", statement)
+        while label:
+            if label[1] in names:
+                raise AsmError(f"label {label[1]!r} is defined twice")
+            names[label[1]] = len(items)
+            statement = label[2]
+            label = re.fullmatch(r"([A-Za-z_.$][\w.$]*):\s*(.*)", statement)
+        if statement:
+            items.append(statement)
+    sizes = [0] * len(items)
+    for attempt in range(MAX_PASSES):
+        starts = [address]
+        for size in sizes:
+            starts.append(starts[-1] + size)
+        known = {**(symbols or {}), **{name: starts[index] for name, index in names.items()}}
+        texts = [_resolve(item, known) for item in items]
+        pieces = []
+        at = address
+        for item in texts:
+            pieces.append(_emit(item, width, at))
+            at += len(pieces[-1])
+        new = [len(piece) for piece in pieces]
+        if new == sizes or not items:
+            break
+        sizes = new if attempt < MAX_PASSES // 2 else [max(pair) for pair in zip(new, sizes, strict=True)]
+    else:
+        raise AsmError("branch sizes do not settle")
+    lines = tuple(
+        Line(start - address, item, piece) for start, item, piece in zip(starts, texts, pieces, strict=False)
+    )
+    labels = {name: known[name] for name in names}
+    return Assembly(address, b"".join(pieces), labels, lines)
