@@ -29,8 +29,9 @@ class Guest:
     @property
     def source(self) -> str:
         """How the package is found, in words."""
-        name = self.package or f"what {self.depends_of} depends on"
-        return f"{name}{self.suffix}:{self.architecture}"
+        name = self.package or f"dependency of {self.depends_of}"
+        suffix = f", {self.suffix} package" if self.suffix else ""
+        return f"{name}{suffix} ({self.architecture})"
 
 
 @cache

@@ -62,29 +62,40 @@ def cached(name: str) -> Fetched | None:
 def fetch(name: str, *, refresh: bool = False) -> Fetched:
     """The guest in the version that apt serves now; downloads it when it is not in the cache.
 
-    Raises UsageError for an unknown name and FetchError when apt cannot serve it.
+    `refresh` gets new package lists first. Raises UsageError for an unknown name and FetchError when apt
+    cannot serve it, after a second try with new lists: old lists name versions that are gone.
     """
     wanted = guest(name)
-    root = cache_folder()
     try:
-        state = root / "apt" / wanted.architecture
-        state.mkdir(parents=True, exist_ok=True)
-        apt = Apt(state, wanted.architecture)
-        with _lock(state / "lock"):
-            apt.prepare(force=refresh)
-            package = _resolve(apt, wanted)
-        label = f"{package.name}_{package.version}_{package.architecture}".replace(":", "%3a")
-        folder = root / "packages" / label
-        folder.parent.mkdir(exist_ok=True)
-        with _lock(folder.with_name(label + ".lock")):
-            entry = _from_record(wanted, folder)
-            if entry is None:
-                _download(apt, package, folder)
-                entry = _from_record(wanted, folder)
-            elif (folder / RECORD).exists():
-                (folder / RECORD).touch()  # `cached` gives the copy fetched last
+        try:
+            return _fetch(wanted, refresh=refresh)
+        except FetchError:
+            if refresh or shutil.which("apt-get") is None:
+                raise
+            return _fetch(wanted, refresh=True)
     except OSError as error:
-        raise FetchError(f"the guest cache cannot be used: {error}", hint=f"cache folder: {root}") from error
+        place = cache_folder()
+        raise FetchError(f"the guest cache cannot be used: {error}", hint=f"cache folder: {place}") from error
+
+
+def _fetch(wanted: Guest, *, refresh: bool) -> Fetched:
+    root = cache_folder()
+    state = root / "apt" / wanted.architecture
+    state.mkdir(parents=True, exist_ok=True)
+    apt = Apt(state, wanted.architecture)
+    with _lock(state / "lock"):
+        apt.prepare(force=refresh)
+        package = _resolve(apt, wanted)
+    label = f"{package.name}_{package.version}_{package.architecture}".replace(":", "%3a")
+    folder = root / "packages" / label
+    folder.parent.mkdir(exist_ok=True)
+    with _lock(folder.with_name(label + ".lock")):
+        entry = _from_record(wanted, folder)
+        if entry is None:
+            _download(apt, package, folder)
+            entry = _from_record(wanted, folder)
+        else:
+            (folder / RECORD).touch()  # `cached` gives the copy fetched last
     if entry is None:
         raise FetchError(f"package {package.name} {package.version} holds no file {wanted.file}")
     return entry

@@ -1,0 +1,124 @@
+"""ELF kernels: segments, entries with their width, notes, symbols, and what is refused."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvpatch.abi.errors import ImageError
+from rewriter.image import EntryPoint, parse_image
+from tests.image.builders import CODE, Load, elf, multiboot1_header, multiboot2_header, note
+
+HERE = Path("kernel")
+TWO = (
+    Load(0xC0100000, 0x100000, CODE + bytes(100), flags=5),
+    Load(0xC0102000, 0x102000, b"data" * 8, mem_size=0x5000, flags=6),
+)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_segments_and_elf_entry(bits: int) -> None:
+    image = parse_image(elf(bits, TWO), HERE)
+    assert (image.kind, image.bits) == (f"elf{bits}", bits)
+    assert [(s.vaddr, s.paddr, s.file_size, s.mem_size, s.flags) for s in image.segments] == [
+        (0xC0100000, 0x100000, 120, 120, "r-x"),
+        (0xC0102000, 0x102000, 32, 0x5000, "rw-"),
+    ]
+    assert image.entries == (EntryPoint(0xC0100000, 0x100000, bits, "elf"),)
+
+
+def test_read_crosses_into_the_zero_filled_part() -> None:
+    image = parse_image(elf(32, TWO), HERE)
+    assert image.read(0xC0102000 + 30, 6) == b"ta" + bytes(4)
+    with pytest.raises(ImageError, match="no byte of the image is at 0xc0200000"):
+        image.read(0xC0200000, 1)
+
+
+@given(st.integers(0, 119))
+def test_addresses_and_offsets_are_inverse(inside: int) -> None:
+    image = parse_image(elf(32, TWO), HERE)
+    offset = image.offset_of(0xC0100000 + inside)
+    assert offset is not None
+    assert image.vaddr_of_offset(offset) == 0xC0100000 + inside
+    paddr = image.paddr_of(0xC0100000 + inside)
+    assert paddr == 0x100000 + inside
+    assert image.vaddr_of_paddr(paddr) == 0xC0100000 + inside
+    assert image.payload[offset] == image.read(0xC0100000 + inside, 1)[0]
+
+
+def test_addresses_outside_have_no_offset() -> None:
+    image = parse_image(elf(32, TWO), HERE)
+    assert image.offset_of(0xC0102020) is None  # zero-filled: memory, but not in the file
+    assert image.paddr_of(0xC0102020) == 0x102020
+    assert image.offset_of(0) is None and image.vaddr_of_offset(0) is None and image.vaddr_of_paddr(0) is None
+
+
+def test_describe_names_symbol_and_section() -> None:
+    image = parse_image(elf(32, TWO, symbols=(("start", 0xC0100000, 16), ("work", 0xC0100010, 4))), HERE)
+    assert image.describe(0xC0100000) == "start in .text"
+    assert image.describe(0xC0100012) == "work+0x2 in .text"
+    assert image.describe(0xC0100020) == ".text+0x20"  # behind the sized symbol
+    assert image.describe(0x1234) == "0x1234 (outside the image)"
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_multiboot_enters_in_32_bits_whatever_the_file_class(bits: int) -> None:
+    load = Load(0xC0100000, 0x100000, CODE + multiboot1_header() + bytes(16))
+    image = parse_image(elf(bits, (load,)), HERE)
+    assert image.entries == (EntryPoint(0xC0100000, 0x100000, 32, "multiboot1"),)
+
+
+def test_multiboot2_entry_tag_wins_over_the_elf_entry() -> None:
+    content = CODE + bytes(4) + multiboot2_header(entry=0x100004) + bytes(16)
+    image = parse_image(elf(64, (Load(0xC0100000, 0x100000, content),)), HERE)
+    assert image.entries == (EntryPoint(0xC0100004, 0x100004, 32, "multiboot2"),)
+
+
+def test_xen_and_pvh_notes_give_entries_of_their_own_width() -> None:
+    base = 0xFFFFFFFF81000000
+    notes = note(b"Xen", 1, struct.pack("<Q", base + 4)) + note(b"Xen", 18, struct.pack("<I", 0x1000008))
+    notes += note(b"Xen", 3, struct.pack("<Q", base)) + note(b"Xen", 10, b"a|b\0")
+    image = parse_image(elf(64, (Load(base, 0x1000000, CODE),), entry=0x1000000, notes=notes), HERE)
+    assert set(image.entries) == {
+        EntryPoint(base + 8, 0x1000008, 32, "pvh"),
+        EntryPoint(base + 4, 0x1000004, 64, "xen"),
+        EntryPoint(base, 0x1000000, 64, "elf"),
+    }
+    assert image.xen["VIRT_BASE"] == base and image.xen["FEATURES"] == "a|b"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (elf(32, machine=40), "for ARM"),
+        (elf(64, machine=22), "for S/390"),
+        (elf(64, machine=183), "for AArch64"),
+        (elf(64, machine=3), "is no kernel"),
+        (elf(32, kind=1), "relocatable object"),
+        (elf(32, kind=4), "core dump"),
+        (elf(32, entry=0x10), "entry point 0x10 lies outside"),
+        (elf(32, notes=note(b"GNU", 1, bytes(16))), "program for an operating system"),
+        (elf(32, (TWO[0], Load(0xC0100010, 0x200000, CODE))), "overlap in virtual memory"),
+        (elf(32, (TWO[0], Load(0xC0200000, 0x100010, CODE))), "overlap in physical memory"),
+        (elf(64, (Load(2**64 - 8, 0x1000, CODE),)), "end of the address space"),
+        (elf(32, (Load(0x1000, 0x1000, CODE, mem_size=0xFFFFFFFF),)), "end of the address space"),
+        (elf(64, (Load(0x1000, 0x1000, CODE, mem_size=1 << 40),)), "asks for 0x10000000000 bytes"),
+        (elf(32)[:60], "program headers lie behind"),
+        (elf(32)[:40], "header is cut short"),
+        (elf(32)[:0x1008], "section headers lie behind"),
+    ],
+)
+def test_refused_with_one_clear_line(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError, match=words) as caught:
+        parse_image(data, HERE)
+    assert str(caught.value).startswith("kernel: ") and "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+
+
+def test_programs_of_this_machine_are_refused() -> None:
+    with pytest.raises(ImageError, match="program for an operating system, not a kernel"):
+        parse_image(Path("/bin/ls").read_bytes(), Path("/bin/ls"))
