@@ -190,7 +190,7 @@ def vcpu_page() -> Structure:
             Field("time_mul", 4, "32-bit fraction: ns per scaled cycle"),
             Field("time_tsc", word, "TSC when time_ns was taken, cycles"),
             Field("time_ns", word, "clock_ns at time_tsc, ns"),
-            Field("time_shift", 4, "cycles are shifted left by this (right if negative) before time_mul", signed=True),
+            Field("time_shift", 4, "cycles go left by this (right if negative) before time_mul", signed=True),
             Field("time_flags", 4, "bit 0: the TSC is the same on all vCPUs"),
             Field("wallclock_ns", word, "wall clock at clock_ns = 0, ns since 1970-01-01 UTC"),
             Field("stolen_ns", word, "time wanted and not had, ns"),

@@ -17,7 +17,15 @@ from pvpatch.abi.asm import AsmError, Assembly, assemble
 from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER_SIZE, SLOT_SIZE, Header, pack_header, slot_offset
 from pvpatch.abi.spec import Call, Spec, load_spec
 
-__all__ = ["BARE_BACKEND_ID", "PageLayout", "bare_slots", "build_bare_page", "build_page", "enosys_text", "lay_out_page"]
+__all__ = [
+    "BARE_BACKEND_ID",
+    "PageLayout",
+    "bare_slots",
+    "build_bare_page",
+    "build_page",
+    "enosys_text",
+    "lay_out_page",
+]
 
 BARE_BACKEND_ID = 0
 FILL = b"\xcc"
@@ -73,7 +81,9 @@ def _constants(spec: Spec, backend_id: int, features: int) -> dict[str, int]:
     }
 
 
-def _place(texts: Mapping[str, str], width: int, spec: Spec, symbols: Mapping[str, int]) -> dict[str, Assembly]:
+def _place(
+    texts: Mapping[str, str], width: int, spec: Spec, symbols: Mapping[str, int]
+) -> dict[str, Assembly]:
     """Put every text at its slot if it fits, else in the body; iterate until the body's addresses settle."""
     known = dict(symbols)
     body_start = -(-(spec.header_size + len(spec.calls) * spec.slot_size) // BODY_ALIGN) * BODY_ALIGN

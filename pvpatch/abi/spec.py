@@ -172,7 +172,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the ABI. `bare` holds the assembly of a width, or "enosys"; a missing width has no such call."""
+    """One call of the ABI.
+
+    `bare` holds (width, assembly text or "enosys"); a width that is missing has no such call.
+    """
 
     number: int
     name: str

@@ -14,12 +14,13 @@ __all__ = ["Operand", "Statement", "matches", "parse_statement"]
 PREFIXES = {"rep", "repe", "repz", "repne", "repnz", "lock"}
 SIZE_BITS = {"byte": 8, "word": 16, "dword": 32, "fword": 48, "qword": 64, "xmmword": 128, "oword": 128}
 ALIASES = {
-    "je": "jz", "jne": "jnz", "jc": "jb", "jnae": "jb", "jnc": "jae", "jnb": "jae", "jnbe": "ja", "jna": "jbe",
+    "je": "jz", "jne": "jnz", "jc": "jb", "jnae": "jb", "jnc": "jae", "jnb": "jae", "jnbe": "ja",
+    "jna": "jbe",
     "jnle": "jg", "jnl": "jge", "jng": "jle", "jnge": "jl", "jpe": "jp", "jpo": "jnp",
     "sete": "setz", "setne": "setnz", "setc": "setb", "setnc": "setae", "cmove": "cmovz", "cmovne": "cmovnz",
     "cmovc": "cmovb", "cmovnc": "cmovae", "sal": "shl", "retn": "ret", "int1": "icebp", "retfd": "retf",
     "movabs": "mov", "repz": "rep", "repe": "rep", "repnz": "repne",
-    "loopz": "loope", "loopnz": "loopne", "lodsl": "lodsd",
+    "pushal": "pushad", "popal": "popad", "loopz": "loope", "loopnz": "loopne", "lodsl": "lodsd",
 }  # fmt: skip
 READ_AS = {
     "iced-x86": {"sysretd": "sysret", "sysexitd": "sysexit"},
@@ -28,6 +29,7 @@ READ_AS = {
 NO_OPERANDS = re.compile(
     r"(ins|outs|movs|stos|lods|scas|cmps)[bwdq]|monitor|mwait|xgetbv|xsetbv|invlpga|vmrun|vmload|vmsave"
 )
+SIZE_WORD = re.compile(r"(byte|word|dword|fword|qword|xmmword|oword|tbyte|short|near|far)\b\s*(ptr\b)?\s*")
 REGISTER = re.compile(
     r"[er]?[abcd]x|[abcd][lh]|[er]?(si|di|bp|sp)|(si|di|bp|sp)l|r([89]|1[0-5])[dwb]?|[cdefgs]s|[cdt]r\d+"
     r"|[er]?ip|st\d?|[xyz]?mm\d+|bnd\d|k\d"
@@ -58,7 +60,7 @@ class Statement:
 
 
 def _number(text: str) -> int:
-    text = text.replace(" ", "")
+    text = text.replace(" ", "").replace("+-", "-")
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("+-")
     if text.endswith("h"):
@@ -89,11 +91,9 @@ def _memory(text: str, size: int) -> Operand:
 def _operand(text: str) -> Operand:
     text = text.strip().lower()
     size = 0
-    words = re.match(r"(byte|word|dword|fword|qword|xmmword|oword|tbyte|short|near|far)\b\s*(ptr\b)?\s*", text)
-    while words:
+    while words := SIZE_WORD.match(text):
         size = SIZE_BITS.get(words[1], size)
         text = text[words.end() :]
-        words = re.match(r"(byte|word|dword|fword|qword|xmmword|oword|tbyte|short|near|far)\b\s*(ptr\b)?\s*", text)
     text = text.removeprefix("ptr ").strip()
     if "[" in text:
         return _memory(text, size)
@@ -115,7 +115,7 @@ RESPELL = (
     (re.compile(r"^(call|jmp) far "), r"l\1 "),
     (re.compile(r"^(call|jmp) ptr "), r"l\1 "),
 )
-"""How iced-x86 (the first four) and capstone (the last) spell far transfers; the house spelling on the right."""
+"""How iced-x86 (the first four) and capstone (the last) spell far transfers, and the house spelling."""
 
 
 def _respell(text: str) -> str:
@@ -135,7 +135,7 @@ def parse_statement(text: str) -> Statement:
     rest = words[1] if len(words) == 2 else ""
     parts = [part for part in rest.split(",") if part.strip()]
     if mnemonic in ("lcall", "ljmp") and len(parts) == 2:
-        operands = (Operand("far", selector=_number(parts[0]), value=_number(parts[1])),)
+        operands: tuple[Operand, ...] = (Operand("far", selector=_number(parts[0]), value=_number(parts[1])),)
     elif NO_OPERANDS.fullmatch(mnemonic):
         operands = ()
     else:
@@ -204,4 +204,9 @@ def matches(asked: Statement, read: Statement, width: int, decoder: str) -> bool
         one, two = pairs.pop()
         if _family(one.register) != _family(two.register):
             return False
-    return all(_same_operand(one, two, bits, width) for one, two in pairs)
+    if all(_same_operand(one, two, bits, width) for one, two in pairs):
+        return True
+    if asked.mnemonic in ("xchg", "test"):  # commutative: the decoders choose an order
+        swapped = zip(asked.operands, reversed(read.operands), strict=True)
+        return all(_same_operand(one, two, bits, width) for one, two in swapped)
+    return False
