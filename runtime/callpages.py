@@ -1,0 +1,116 @@
+"""The patched image's call pages: found by their locator, filled by the backend, counted while running."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from pvpatch.abi.errors import ImageError
+from pvpatch.abi.layout import (
+    HEADER_SIZE,
+    LOCATOR_ALIGN,
+    LOCATOR_MAGIC,
+    Header,
+    Locator,
+    slot_offset,
+    unpack_header,
+    unpack_locator,
+)
+from pvpatch.abi.spec import load_spec
+from runtime.boot.model import BootSegment
+from runtime.cpu.vcpu import VCpu
+from runtime.memory import GuestMemory
+
+__all__ = ["CallCounter", "CallPage", "PatchedImage", "find_patched_image"]
+
+
+@dataclass(frozen=True)
+class CallPage:
+    """One call page in guest memory."""
+
+    width: int
+    physical: int
+    virtual: int
+    header: Header
+
+
+@dataclass(frozen=True)
+class PatchedImage:
+    """What the runtime knows of a patched image: its locator and call pages."""
+
+    locator: Locator
+    pages: tuple[CallPage, ...]
+
+
+def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None:
+    """Look for the locator in what will be loaded; None for an unpatched image.
+
+    Raises `ImageError` for a damaged resident or one made for a newer ABI.
+    """
+    for segment in segments:
+        at = segment.data.find(LOCATOR_MAGIC)
+        while at >= 0:
+            if (segment.paddr + at) % LOCATOR_ALIGN == 0:
+                locator = unpack_locator(segment.data, at)
+                start = locator.resident_phys - segment.paddr
+                return PatchedImage(locator, _pages(locator, segment.data, start))
+            at = segment.data.find(LOCATOR_MAGIC, at + 1)
+    return None
+
+
+def _pages(locator: Locator, data: bytes, start: int) -> tuple[CallPage, ...]:
+    pages = []
+    for width, offset in ((32, locator.off_page32), (64, locator.off_page64)):
+        if not offset:
+            continue
+        place = start + offset
+        if place < 0 or place + HEADER_SIZE > len(data):
+            raise ImageError("the call page lies outside the segment with its locator")
+        header = unpack_header(data[place : place + HEADER_SIZE])
+        if header.width != width:
+            raise ImageError(f"the {width}-bit call page says it is {header.width} bits wide")
+        pages.append(
+            CallPage(width, locator.resident_phys + offset, locator.resident_virt + offset, header)
+        )
+    return tuple(pages)
+
+
+def install_page(memory: GuestMemory, page: CallPage, code: bytes) -> None:
+    """Replace slots, body and identity of a call page; its addresses stay those of the image.
+
+    Raises `ImageError` if the backend's page has another shape.
+    """
+    new = unpack_header(code)
+    if new.width != page.width or len(code) != page.header.page_size:
+        raise ImageError("the backend's call page does not fit the image's")
+    merged = bytearray(code)
+    for name in ("self_phys", "self_virt"):
+        start, end = _header_field(name)
+        merged[start:end] = memory.load(page.physical + start, end - start)
+    memory.store(page.physical, bytes(merged))
+
+
+def _header_field(name: str) -> tuple[int, int]:
+    from pvpatch.abi.layout import HEADER
+
+    field = HEADER[name]
+    return field.offset, field.offset + field.total
+
+
+class CallCounter:
+    """Counts entries to every slot in machine code, at each address where the page is known to be."""
+
+    def __init__(self, cpu: VCpu, image: PatchedImage) -> None:
+        spec = load_spec()
+        self._names = [call.name for call in spec.calls]
+        self._counts = (ctypes.c_uint64 * len(self._names))()
+        base = ctypes.addressof(self._counts)
+        for page in image.pages:
+            for number in range(min(page.header.slot_count, len(self._names))):
+                offset = slot_offset(number)
+                for address in {page.physical + offset, page.virtual + offset}:
+                    cpu.count_executions(address, base + number * 8)
+
+    def entries(self) -> dict[str, int]:
+        """Calls by name, those never made left out, in the specification's order."""
+        return {name: self._counts[i] for i, name in enumerate(self._names) if self._counts[i]}

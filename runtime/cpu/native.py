@@ -1,0 +1,155 @@
+"""Hooks in machine code: what runs at every translated block must not cost a Python call.
+
+A few instructions, assembled at start-up into an executable mapping and registered with
+Unicorn as C callbacks. They count executed bytes of code (virtual time), stop the emulator at a
+block boundary when a limit is reached or an interrupt can be taken, and answer RDTSC. They follow
+the System V calling convention of the host; `ControlBlock` is what they share with Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import platform
+
+from pvpatch.abi.errors import PvpatchError
+from runtime.cpu.assemble import assemble64
+from runtime.cpu.layout import CpuState
+
+__all__ = ["UNITS_PER_NS", "ControlBlock", "NativeCode"]
+
+UNITS_PER_NS = 4
+"""Virtual time is kept in units of executed code bytes; four bytes are one nanosecond."""
+
+
+class ControlBlock(ctypes.Structure):
+    """State shared between the machine-code hooks and Python. All times in units (1/4 ns)."""
+
+    _fields_ = (
+        ("now", ctypes.c_uint64),
+        ("limit", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("cpu", ctypes.c_uint64),
+        ("window", ctypes.c_uint64),
+        ("window_mask", ctypes.c_uint64),
+        ("window_flip", ctypes.c_uint64),
+        ("force", ctypes.c_uint64),
+        ("stopped", ctypes.c_uint64),
+        ("emu_stop", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
+        ("tsc_cost", ctypes.c_uint64),
+    )
+    now: int
+    limit: int
+    """`now` at which the block hook takes a closer look: 0 while something waits."""
+    deadline: int
+    cpu: int
+    """Host address of the `CpuState`."""
+    window: int
+    """Host address of the 32-bit word that says whether interrupts are enabled."""
+    window_mask: int
+    window_flip: int
+    """Interrupts are enabled when (word ^ flip) & mask is not zero."""
+    force: int
+    stopped: int
+    emu_stop: int
+    blocks: int
+    tsc_cost: int
+
+
+_FIELD = {name: getattr(ControlBlock, name).offset for name, _ in ControlBlock._fields_}
+_HFLAGS = CpuState.hflags.offset  # type: ignore[attr-defined]
+_HF_INHIBIT_IRQ = 1 << 3
+_RAX = CpuState.gpr.offset
+_RCX = _RAX + 8
+_RDX = _RAX + 16
+_TSC_AUX = CpuState.tsc_aux.offset  # type: ignore[attr-defined]
+
+# void block(uc, u64 address, u32 size, ControlBlock *)
+_BLOCK = f"""
+    mov eax, edx
+    add rax, qword ptr [rcx + {_FIELD["now"]}]
+    mov qword ptr [rcx + {_FIELD["now"]}], rax
+    inc qword ptr [rcx + {_FIELD["blocks"]}]
+    cmp rax, qword ptr [rcx + {_FIELD["limit"]}]
+    jae closer
+    ret
+closer:
+    cmp qword ptr [rcx + {_FIELD["force"]}], 0
+    jne stop
+    mov r8, qword ptr [rcx + {_FIELD["cpu"]}]
+    test dword ptr [r8 + {_HFLAGS}], {_HF_INHIBIT_IRQ}
+    jne resume
+    cmp rax, qword ptr [rcx + {_FIELD["deadline"]}]
+    jae stop
+    mov r8, qword ptr [rcx + {_FIELD["window"]}]
+    mov r8d, dword ptr [r8]
+    xor r8d, dword ptr [rcx + {_FIELD["window_flip"]}]
+    test r8d, dword ptr [rcx + {_FIELD["window_mask"]}]
+    je resume
+stop:
+    mov qword ptr [rcx + {_FIELD["stopped"]}], 1
+    jmp qword ptr [rcx + {_FIELD["emu_stop"]}]
+resume:
+    ret
+"""
+
+# int rdtsc(uc, ControlBlock *): two ticks per nanosecond, each reading costs `tsc_cost`
+_RDTSC = f"""
+    mov rax, qword ptr [rsi + {_FIELD["now"]}]
+    add rax, qword ptr [rsi + {_FIELD["tsc_cost"]}]
+    mov qword ptr [rsi + {_FIELD["now"]}], rax
+    mov r8, qword ptr [rsi + {_FIELD["cpu"]}]
+    shr rax, 1
+    mov edx, eax
+    mov qword ptr [r8 + {_RAX}], rdx
+    shr rax, 32
+    mov qword ptr [r8 + {_RDX}], rax
+"""
+_ONE = """
+    mov eax, 1
+    ret
+"""
+_RDTSCP = f"""
+    mov eax, dword ptr [r8 + {_TSC_AUX}]
+    mov qword ptr [r8 + {_RCX}], rax
+"""
+# void count(uc, u64 address, u32 size, u64 *counter)
+_COUNT = """
+    inc qword ptr [rcx]
+    ret
+"""
+# u64 read(uc, u64 offset, u32 size, void *): an empty bus floats high
+_OPEN_BUS_READ = """
+    mov rax, -1
+    ret
+"""
+_OPEN_BUS_WRITE = "ret"
+
+
+class NativeCode:
+    """The executable mapping and the addresses of the routines in it."""
+
+    def __init__(self) -> None:
+        if platform.machine() not in ("x86_64", "AMD64"):
+            raise PvpatchError(
+                f"running guests needs an x86-64 host, this one is {platform.machine()}",
+                "scan, patch and diff work everywhere",
+                exit_code=2,
+            )
+        self._mapping = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self._used = 0
+        self.block = self._place(_BLOCK)
+        self.rdtsc = self._place(_RDTSC + _ONE)
+        self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
+        self.count = self._place(_COUNT)
+        self.open_bus_read = self._place(_OPEN_BUS_READ)
+        self.open_bus_write = self._place(_OPEN_BUS_WRITE)
+
+    def _place(self, text: str) -> int:
+        code = assemble64(text)
+        address = self._base + self._used
+        ctypes.memmove(address, code, len(code))
+        self._used += (len(code) + 15) & ~15
+        return address

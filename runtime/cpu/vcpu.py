@@ -1,0 +1,381 @@
+"""The virtual CPU: Unicorn executes, everything that leaves the instruction stream comes here.
+
+One engine serves both widths: a CPU with long mode, started in whatever mode the boot protocol
+asks for, that goes through the guest's own mode changes. Registers are read and written in place
+through `CpuState`. Callbacks never stop the emulator in the middle of a block (that would run half
+a block twice); they set `ControlBlock.force`, and the machine-code block hook stops at the next
+block's start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import unicorn
+from unicorn import unicorn_const as uc_const
+from unicorn import x86_const
+from unicorn.unicorn_py3.unicorn import uclib
+
+from runtime.cpu import flags as fl
+from runtime.cpu.layout import CpuState, locate_state
+from runtime.cpu.native import ControlBlock, NativeCode
+from runtime.memory import GuestMemory
+
+__all__ = ["CpuEvents", "Stop", "VCpu"]
+
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
+_IN = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
+)
+_OUT = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+)
+_PLAIN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
+_EDGE = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
+)
+
+TSC_READ_COST_NS = 25
+"""Virtual cost of RDTSC; keeps the guest's polling loops short without changing what it measures."""
+
+
+class _TranslatedBlock(ctypes.Structure):
+    _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
+    pc: int
+    instructions: int
+    size: int
+
+
+class Stop(enum.Enum):
+    """Why `VCpu.run` returned."""
+
+    BOUNDARY = "block boundary"
+    HALTED = "halted"
+    FETCH_NOWHERE = "instruction fetch outside memory"
+    STUCK = "the emulator refused to go on"
+
+
+class CpuEvents(Protocol):
+    """What the machine answers. All run inside the emulator: they return quickly and never stop it."""
+
+    def exception(self, vector: int, error_code: int, software: bool) -> None:
+        """An exception or INT n. RIP is where the frame must point: at the instruction for faults,
+        after it for traps and software interrupts."""
+
+    def invalid_opcode(self) -> None:
+        """An instruction that this CPU does not have; RIP is on it."""
+
+    def port_in(self, port: int, size: int) -> int:
+        """IN."""
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+
+    def cpuid(self) -> None:
+        """CPUID: read EAX and ECX, fill EAX, EBX, ECX, EDX."""
+
+    def syscall(self) -> None:
+        """SYSCALL; RIP is on the instruction, which is 2 bytes long and is added afterwards."""
+
+    def sysenter(self) -> None:
+        """SYSENTER; as for `syscall`."""
+
+
+class VCpu:
+    """One emulated CPU with `memory` at physical address 0."""
+
+    def __init__(self, memory: GuestMemory, events: CpuEvents) -> None:
+        self.memory = memory
+        self.events = events
+        self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self.handle = self.uc._uch
+        self.state: CpuState = locate_state(self.uc)
+        self.native = NativeCode()
+        self.control = ControlBlock()
+        self.failure: BaseException | None = None
+        """An error raised inside a callback; `run` raises it."""
+        self.last_error = 0
+        self._keep: list[Any] = []
+        self._flags_word = ctypes.c_uint64()
+        self._rip_word = ctypes.c_uint64()
+        self._prepare_control()
+        self._map_memory()
+        self.uc.ctl_exits_enabled(True)
+        self.uc.ctl_set_exits([])
+        self._install_hooks()
+        self.reset()
+
+    def _prepare_control(self) -> None:
+        control = self.control
+        control.cpu = ctypes.addressof(self.state)
+        control.emu_stop = ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value or 0
+        control.deadline = control.limit = (1 << 64) - 1
+        control.tsc_cost = TSC_READ_COST_NS * 4
+        self.use_guest_interrupt_flag()
+
+    def _map_memory(self) -> None:
+        self.uc.mem_map_ptr(0, self.memory.total, uc_const.UC_PROT_ALL, self.memory.host_address)
+        rest = (1 << 52) - self.memory.total
+        status = uclib.uc_mmio_map(
+            self.handle, self.memory.total, rest, self.native.open_bus_read, 0, self.native.open_bus_write, 0
+        )
+        if status:
+            raise unicorn.UcError(status)
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def add_hook(
+        self, kind: int, callback: Any, data: int = 0, begin: int = 1, end: int = 0, insn: int = 0
+    ) -> int:
+        """Register a C callback (address or ctypes function) and return its handle for `remove_hook`."""
+        hook = ctypes.c_size_t()
+        pointer = callback if isinstance(callback, int) else ctypes.cast(callback, ctypes.c_void_p).value
+        extra = (ctypes.c_int(insn),) if kind == uc_const.UC_HOOK_INSN else ()
+        status = uclib.uc_hook_add(
+            self.handle,
+            ctypes.byref(hook),
+            ctypes.c_int(kind),
+            ctypes.c_void_p(pointer),
+            ctypes.c_void_p(data),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
+            *extra,
+        )
+        if status:
+            raise unicorn.UcError(status)
+        self._keep.append(callback)
+        return hook.value
+
+    def remove_hook(self, hook: int) -> None:
+        """Take a hook away; blocks translated with it keep calling it until they are dropped."""
+        uclib.uc_hook_del(self.handle, hook)
+
+    def _guarded(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
+        """Python errors must not cross the C frame: remember the first, stop at the next block."""
+
+        def call(*arguments: Any) -> Any:
+            try:
+                return function(*arguments)
+            except BaseException as error:
+                if self.failure is None:
+                    self.failure = error
+                self.request_stop()
+                return default
+
+        return call
+
+    def _install_hooks(self) -> None:
+        control = ctypes.addressof(self.control)
+        events = self.events
+        state = self.state
+
+        def interrupt(_uc: int, vector: int, _data: int) -> None:
+            software = bool(state.exception_is_int)
+            error_code = state.error_code
+            state.old_exception = -1
+            events.exception(vector, error_code, software)
+
+        def invalid(_uc: int, _data: int) -> int:
+            state.old_exception = -1
+            events.invalid_opcode()
+            return 1
+
+        def port_in(_uc: int, port: int, size: int, _data: int) -> int:
+            return events.port_in(port & 0xFFFF, size)
+
+        def port_out(_uc: int, port: int, size: int, value: int, _data: int) -> None:
+            events.port_out(port & 0xFFFF, size, value)
+
+        def cpuid(_uc: int, _data: int) -> int:
+            events.cpuid()
+            return 1
+
+        def syscall(_uc: int, _data: int) -> int:
+            events.syscall()
+            return 1
+
+        def sysenter(_uc: int, _data: int) -> int:
+            events.sysenter()
+            return 1
+
+        insn = uc_const.UC_HOOK_INSN
+        self.add_hook(uc_const.UC_HOOK_BLOCK, self.native.block, control)
+        self.add_hook(uc_const.UC_HOOK_INTR, _INTR(self._guarded(interrupt, None)))
+        self.add_hook(uc_const.UC_HOOK_INSN_INVALID, _PLAIN(self._guarded(invalid, 1)))
+        self.add_hook(insn, _IN(self._guarded(port_in, 0)), insn=x86_const.UC_X86_INS_IN)
+        self.add_hook(insn, _OUT(self._guarded(port_out, None)), insn=x86_const.UC_X86_INS_OUT)
+        self.add_hook(insn, _PLAIN(self._guarded(cpuid, 1)), insn=x86_const.UC_X86_INS_CPUID)
+        self.add_hook(insn, _PLAIN(self._guarded(syscall, 1)), insn=x86_const.UC_X86_INS_SYSCALL)
+        self.add_hook(insn, _PLAIN(self._guarded(sysenter, 1)), insn=x86_const.UC_X86_INS_SYSENTER)
+        self.add_hook(insn, self.native.rdtsc, control, insn=x86_const.UC_X86_INS_RDTSC)
+        self.add_hook(insn, self.native.rdtscp, control, insn=x86_const.UC_X86_INS_RDTSCP)
+
+    def count_executions(self, address: int, counter: int) -> int:
+        """Count in machine code how often the instruction at linear `address` runs.
+
+        `counter` is the host address of a 64-bit word.
+        """
+        return self.add_hook(uc_const.UC_HOOK_CODE, self.native.count, counter, address, address)
+
+    def on_instruction(self, address: int, callback: Callable[[], None]) -> int:
+        """Call `callback` before each execution of the instruction at linear `address`.
+
+        Costs nothing elsewhere. Translations made earlier do not have the hook: call
+        `drop_translation` for the range.
+        """
+
+        def reached(_uc: int, _address: int, _size: int, _data: int) -> None:
+            callback()
+
+        return self.add_hook(
+            uc_const.UC_HOOK_CODE, _CODE(self._guarded(reached, None)), 0, address, address
+        )
+
+    def on_new_block(self, callback: Callable[[int, int], None]) -> int:
+        """Call `callback(linear address, size)` when a block has been translated, before it runs.
+
+        The emulator does not report the first block after `run` enters; the caller looks at
+        that one itself.
+        """
+
+        def generated(_uc: int, current: int, _previous: int, _data: int) -> None:
+            block = _TranslatedBlock.from_address(current)
+            callback(block.pc, block.size)
+
+        return self.add_hook(uc_const.UC_HOOK_EDGE_GENERATED, _EDGE(self._guarded(generated, None)))
+
+    def drop_translation(self, begin: int, end: int) -> None:
+        """Forget translated code for linear addresses [begin, end)."""
+        self.uc.ctl_remove_cache(begin, end)
+
+    def drop_all_translations(self) -> None:
+        """Forget all translated code."""
+        self.uc.ctl_flush_tb()
+
+    def jump(self, rip: int) -> None:
+        """Go on at `rip` instead of running the instruction that an `on_instruction` callback is for."""
+        self._rip_word.value = rip
+        uclib.uc_reg_write(self.handle, x86_const.UC_X86_REG_RIP, ctypes.byref(self._rip_word))
+
+    def flush_tlb(self) -> None:
+        """Forget all cached address translations."""
+        uclib.uc_ctl(self.handle, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | 1 << 30))
+
+    # -- registers -----------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Protected mode, paging off, privilege 0, flat 32-bit segments, interrupts off."""
+        state = self.state
+        state.efer = 0
+        state.cr[0], state.cr[2], state.cr[3], state.cr[4] = 0x11, 0, 0, 0
+        state.hflags = fl.HF_PE | fl.HF_CS32 | fl.HF_SS32
+        for index in range(6):
+            segment = state.segments[index]
+            segment.selector, segment.base, segment.limit = 0, 0, 0xFFFFFFFF
+            segment.flags = 0x00CF9B00 if index == fl.CS else 0x00CF9300
+        self.rflags = 2
+        state.old_exception = -1
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS with the arithmetic flags computed."""
+        state = self.state
+        if state.cc_op == 1:
+            return state.eflags | (state.cc_src & fl.ARITHMETIC) | (fl.DF if state.df == -1 else 0) | 2
+        uclib.uc_reg_read(self.handle, x86_const.UC_X86_REG_EFLAGS, ctypes.byref(self._flags_word))
+        return self._flags_word.value & 0x3FFFFF | 2
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        state = self.state
+        state.cc_src = value & fl.ARITHMETIC
+        state.cc_op = 1
+        state.df = -1 if value & fl.DF else 1
+        state.eflags = value & 0x3FFFFF & ~(fl.ARITHMETIC | fl.DF) | 2
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level."""
+        return self.state.hflags & fl.HF_CPL
+
+    @property
+    def long_mode(self) -> bool:
+        """EFER.LMA: 64-bit or compatibility mode."""
+        return bool(self.state.hflags & fl.HF_LMA)
+
+    @property
+    def code_width(self) -> int:
+        """16, 32 or 64: the width of the code that runs."""
+        hflags = self.state.hflags
+        return 64 if hflags & fl.HF_CS64 else 32 if hflags & fl.HF_CS32 else 16
+
+    def write_control(self, number: int, value: int) -> None:
+        """Write CR0, CR3 or CR4 with all side effects (mode change, TLB flush)."""
+        register = {
+            0: x86_const.UC_X86_REG_CR0,
+            3: x86_const.UC_X86_REG_CR3,
+            4: x86_const.UC_X86_REG_CR4,
+        }[number]
+        self.uc.reg_write(register, value)
+
+    def write_msr(self, index: int, value: int) -> None:
+        """Write a model-specific register of the emulated CPU."""
+        self.uc.msr_write(index, value)
+
+    def read_msr(self, index: int) -> int:
+        """Read a model-specific register of the emulated CPU."""
+        return int(self.uc.msr_read(index))
+
+    # -- running -------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Return from `run` at the start of the next block."""
+        self.control.force = 1
+        self.control.limit = 0
+
+    def set_waiting(self, waiting: bool) -> None:
+        """An event waits for the guest to accept interrupts: stop at the first block where it does."""
+        control = self.control
+        control.limit = 0 if waiting or control.force else control.deadline
+
+    def use_guest_interrupt_flag(self) -> None:
+        """Interrupts are enabled when RFLAGS.IF is set (the default)."""
+        self.set_interrupt_window(ctypes.addressof(self.state) + CpuState.eflags.offset, fl.IF, 0)  # type: ignore[attr-defined]
+
+    def set_interrupt_window(self, host_address: int, mask: int, flip: int) -> None:
+        """Name the 32-bit word in host memory that says whether the guest accepts interrupts."""
+        self.control.window = host_address
+        self.control.window_mask = mask
+        self.control.window_flip = flip
+
+    @property
+    def window_open(self) -> bool:
+        """True if the guest accepts an interrupt at this instruction boundary."""
+        control = self.control
+        word = ctypes.c_uint32.from_address(control.window).value
+        if not (word ^ control.window_flip) & control.window_mask:
+            return False
+        return not self.state.hflags & fl.HF_INHIBIT_IRQ
+
+    def run(self) -> Stop:
+        """Execute until a block boundary where something is to be done, or a halt.
+
+        Raises whatever a callback raised.
+        """
+        control = self.control
+        control.stopped = 0
+        error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
+        control.force = 0
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if error in (uc_const.UC_ERR_FETCH_PROT, uc_const.UC_ERR_FETCH_UNMAPPED):
+            return Stop.FETCH_NOWHERE
+        if error:
+            self.last_error = error
+            return Stop.STUCK
+        return Stop.BOUNDARY if control.stopped else Stop.HALTED

@@ -1,0 +1,120 @@
+"""Finding instructions that must not run unseen, without a cost for those that may.
+
+The emulator reports each block once, when it has been translated. The block's bytes are searched
+for the instructions that the backend watches; each one found gets a hook on exactly its address,
+and the translation is dropped and made again before it runs. Code that was overwritten is
+translated, and so examined, again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import iced_x86
+
+from runtime.cpu.linear import LinearMemory
+from runtime.cpu.vcpu import VCpu
+
+__all__ = ["Site", "Watcher"]
+
+_MNEMONIC_NAMES: dict[int, str] = {
+    value: name.lower()
+    for name, value in vars(iced_x86.Mnemonic).items()
+    if name.isupper() and isinstance(value, int)
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One watched instruction at a linear address."""
+
+    address: int
+    code: bytes
+    mnemonic: str
+    width: int
+
+    def decode(self) -> iced_x86.Instruction:
+        """The decoded instruction."""
+        return iced_x86.Decoder(self.width, self.code, ip=self.address).decode()
+
+
+class Watcher:
+    """Looks at every block before it first runs and calls `reached` before each watched instruction.
+
+    `reached` returns True if it has emulated the instruction, which is then skipped.
+    """
+
+    def __init__(
+        self,
+        cpu: VCpu,
+        memory: LinearMemory,
+        mnemonics: frozenset[str],
+        reached: Callable[[Site], bool],
+        exempt: Callable[[int], bool],
+    ) -> None:
+        self._cpu = cpu
+        self._memory = memory
+        self._mnemonics = mnemonics
+        self._reached = reached
+        self._exempt = exempt
+        self._sites: dict[int, Site] = {}
+        self._stale: list[tuple[int, int]] = []
+        cpu.on_new_block(self._examine)
+
+    def before_run(self) -> None:
+        """Look at the block where execution is about to enter: the emulator does not report it."""
+        rip = self._cpu.state.rip
+        code = self._block_at(rip)
+        self._examine(rip, len(code))
+        self.settle()
+
+    def settle(self) -> None:
+        """Drop the translations in which watched instructions were found."""
+        for begin, end in self._stale:
+            self._cpu.drop_translation(begin, end)
+        self._stale.clear()
+
+    def _block_at(self, rip: int) -> bytes:
+        code = self._memory.try_read(rip, _LONGEST_LOOK)
+        size = 0
+        for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=rip):
+            size += instruction.len
+            if instruction.flow_control != iced_x86.FlowControl.NEXT:
+                break
+        return code[:size]
+
+    def _examine(self, address: int, size: int) -> None:
+        """Search one block; called when it has been translated and has not run."""
+        if not size or self._exempt(address):
+            return
+        code = self._memory.try_read(address, size)
+        found = False
+        for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
+            name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
+            if name not in self._mnemonics:
+                continue
+            offset = instruction.ip - address
+            site = Site(instruction.ip, code[offset : offset + instruction.len], name, self._cpu.code_width)
+            if self._sites.get(site.address) == site:
+                continue
+            if site.address not in self._sites:
+                self._cpu.on_instruction(site.address, lambda where=site.address: self._arrive(where))  # type: ignore[misc]
+                found = True
+            self._sites[site.address] = site
+        if found:
+            self._stale.append((address, address + size))
+            self._cpu.request_stop()
+
+    def _arrive(self, address: int) -> None:
+        """A hooked address is about to execute; make sure it still is what it was."""
+        site = self._sites[address]
+        code = self._memory.try_read(address, len(site.code))
+        if code != site.code or self._cpu.code_width != site.width:
+            return
+        self._cpu.state.rip = address
+        if self._reached(site):
+            self._cpu.jump(address + len(code))
+
+
+_LONGEST_LOOK = 512

@@ -1,0 +1,363 @@
+"""The machine: CPU, memory, clock, devices, one backend and one guest, put together and run.
+
+Reads like a table of contents: build (`__init__`), load (`_load`), the run loop (`_loop`), then what
+the CPU reports (`CpuEvents`) and what devices may ask (`MachineControl`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pvpatch.abi.errors import UsageError
+from runtime.backends import Backend, Hypervisor
+from runtime.boot import BootImage, BootRequest, EntryState, load_image
+from runtime.callpages import CallCounter, find_patched_image, install_page
+from runtime.clock import VirtualClock
+from runtime.cpu import flags as fl
+from runtime.cpu.cpuid import answer
+from runtime.cpu.delivery import Deliverer, Event, TripleFault
+from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
+from runtime.cpu.linear import LinearMemory
+from runtime.cpu.start import enter_guest
+from runtime.cpu.vcpu import Stop, VCpu
+from runtime.cpu.watch import Site, Watcher
+from runtime.crash import crash_report
+from runtime.devices import build_platform
+from runtime.memory import GuestMemory
+from runtime.outcome import CrashReport, Outcome, RunResult
+from runtime.stats import Stats
+from runtime.trace import Tracer
+from runtime.transcript import OUTPUT_LIMIT, Transcript
+
+__all__ = ["Machine", "MachineConfig"]
+
+PORT_COST_NS = 1000
+"""Virtual time of one port access: what the ISA bus takes."""
+HEARTBEAT_NS = 20_000_000
+"""The longest stretch of guest time without a return to Python, so that Ctrl-C is heard."""
+
+_CODES_BY_OUTCOME = {
+    Outcome.UNTIL: 0,
+    Outcome.POWERED_OFF: 0,
+    Outcome.REBOOTED: 0,
+    Outcome.HALTED: 0,
+    Outcome.CRASHED: 4,
+    Outcome.TIME_LIMIT: 5,
+    Outcome.OUTPUT_LIMIT: 5,
+    Outcome.INTERRUPTED: 130,
+}
+
+_ENDS_OF_ITS_OWN = (Outcome.POWERED_OFF, Outcome.REBOOTED, Outcome.HALTED, Outcome.EXITED)
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What the person chose for this run."""
+
+    memory_mib: int = 128
+    request: BootRequest = field(default_factory=BootRequest)
+    until: str = ""
+    max_time_s: float | None = None
+    """Guest (virtual) seconds."""
+    output_limit: int = OUTPUT_LIMIT
+
+
+class Machine:
+    """One guest on one backend; `run` once."""
+
+    def __init__(
+        self,
+        config: MachineConfig,
+        image: BootImage,
+        backend: Backend,
+        show: Callable[[bytes], None] | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self.config = config
+        self.image = image
+        self.capabilities = backend.capabilities
+        self._check_width()
+        self.patched = find_patched_image(image.segments)
+        size = config.memory_mib << 20
+        self.memory = GuestMemory(size, backend.hidden_memory(size))
+        self.stats = Stats()
+        self.tracer = tracer
+        self._end: tuple[Outcome, str, int | None] | None = None
+        self._crash: CrashReport | None = None
+        self.cpu = VCpu(self.memory, self)
+        self.linear = LinearMemory(self.cpu)
+        self.deliverer = Deliverer(self.cpu, self.linear)
+        self.clock = VirtualClock(self.cpu.control)
+        self.console = Transcript(
+            config.until.encode(),
+            on_found=lambda: self.end(Outcome.UNTIL, config.until),
+            on_full=lambda: self.end(Outcome.OUTPUT_LIMIT, f"{config.output_limit} bytes of console output"),
+            show=show,
+            limit=config.output_limit,
+        )
+        self._started = False
+        self.platform = build_platform(self.clock, self.memory, self.console, self)
+        self.hypervisor: Hypervisor = backend.attach(self)
+        self._started = True
+        self._watcher = self._build_watcher()
+        self._calls: CallCounter | None = None
+
+    def _check_width(self) -> None:
+        if self.image.width not in self.capabilities.widths:
+            widths = " and ".join(f"{width}-bit" for width in self.capabilities.widths)
+            raise UsageError(
+                f"backend {self.capabilities.name} runs {widths} guests, {self.image.name} is"
+                f" {self.image.width}-bit"
+            )
+
+    def _build_watcher(self) -> Watcher | None:
+        watched = self.capabilities.watched
+        if not watched:
+            return None
+        return Watcher(self.cpu, self.linear, watched, self._watched, self.hypervisor.is_own_code)
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run(self) -> RunResult:
+        """Load the image, run it to its end, and say how it went.
+
+        Raises `ImageError` when the image cannot be loaded.
+        """
+        started = time.perf_counter()
+        self._load()
+        self._schedule_limits()
+        self._loop()
+        return self._result(time.perf_counter() - started)
+
+    def interrupt(self) -> None:
+        """The user wants the run to end (safe from a signal handler)."""
+        self.end(Outcome.INTERRUPTED, "Ctrl-C")
+
+    def _load(self) -> None:
+        entry = load_image(self.image, self.memory, self.config.request)
+        if self.patched is not None:
+            for page in self.patched.pages:
+                code = self.hypervisor.page_code(page.width)
+                if code is not None:
+                    install_page(self.memory, page, code)
+            self._calls = CallCounter(self.cpu, self.patched)
+        self._enter(self.hypervisor.start(entry))
+
+    def _enter(self, entry: EntryState) -> None:
+        enter_guest(self.cpu, entry)
+        if self._watcher is not None:
+            self._watcher.before_run()
+
+    def _schedule_limits(self) -> None:
+        limit = self.config.max_time_s
+        if limit is not None:
+            self.clock.schedule_in_background(
+                int(limit * 1e9), lambda: self.end(Outcome.TIME_LIMIT, f"{limit:g} s of guest time")
+            )
+        self._heartbeat()
+
+    def _heartbeat(self) -> None:
+        self.clock.schedule_in_background(self.clock.now_ns + HEARTBEAT_NS, self._heartbeat)
+
+    def _loop(self) -> None:
+        cpu, clock = self.cpu, self.clock
+        while self._end is None:
+            waiting = self.hypervisor.interrupt_waiting()
+            cpu.set_waiting(waiting)
+            if waiting and cpu.window_open:
+                self.hypervisor.deliver_interrupt()
+                continue
+            stop = cpu.run()
+            if self._watcher is not None:
+                self._watcher.settle()
+            clock.run_due()
+            if stop is Stop.HALTED:
+                self._halted()
+            elif stop is Stop.FETCH_NOWHERE:
+                self.invalid_opcode()
+            elif stop is Stop.STUCK:
+                self.crash(f"the emulator cannot go on (error {cpu.last_error})")
+
+    def _halted(self) -> None:
+        """HLT was executed: wait if the guest can be woken at all."""
+        self.hypervisor.on_halt()
+        if self.cpu.window_open:
+            self.halt()
+        else:
+            self.end(Outcome.HALTED, "HLT with interrupts off")
+
+    def halt(self) -> bool:
+        """Let virtual time jump from event to event until an interrupt waits.
+
+        False (and the end of the run) when nothing can come any more.
+        """
+        self.stats.exits["halt"] += 1
+        self.trace("halt", rip=self.cpu.state.rip)
+        while self._end is None and not self.hypervisor.interrupt_waiting():
+            due = self.clock.next_due_ns
+            if due is None:
+                self.end(Outcome.HALTED, "halted with nothing to wait for")
+                return False
+            self.clock.skip_to(due)
+            self.clock.run_due()
+        return self._end is None
+
+    def end(self, outcome: Outcome, detail: str, code: int | None = None) -> None:
+        """End the run at the next block; the first reason stands."""
+        if self._end is None:
+            self._end = (outcome, detail, code)
+        self.cpu.request_stop()
+
+    def crash(self, reason: str, event: Event | None = None) -> None:
+        """The guest cannot go on."""
+        if self._end is None:
+            self._crash = crash_report(self.cpu, self.linear, self.image, reason, event)
+            self.end(Outcome.CRASHED, reason)
+
+    def _result(self, host_seconds: float) -> RunResult:
+        assert self._end is not None
+        outcome, detail, code = self._end
+        if code is None:
+            code = _CODES_BY_OUTCOME[outcome]
+        if self.config.until and outcome in _ENDS_OF_ITS_OWN:
+            code = 1
+        run = {
+            "backend": self.capabilities.name,
+            "outcome": outcome.name.lower(),
+            "exit_code": code,
+            "guest_seconds": self.clock.now_ns / 1e9,
+            "host_seconds": round(host_seconds, 3),
+            "guest_blocks": self.cpu.control.blocks,
+            "patched": self.patched is not None,
+        }
+        return RunResult(
+            outcome=outcome,
+            detail=detail,
+            exit_code=code,
+            backend=self.capabilities.name,
+            guest_ns=self.clock.now_ns,
+            host_seconds=host_seconds,
+            transcript=self.console.content,
+            stats=self.stats.document(run, self._call_counts(), self.hypervisor.counters()),
+            crash=self._crash,
+        )
+
+    def _call_counts(self) -> dict[str, dict[str, int]]:
+        """ABI calls by name: those that needed an exit, and the rest."""
+        if self._calls is None:
+            return {}
+        exits = self.hypervisor.call_exits()
+        return {
+            name: {"in_guest": max(0, count - exits.get(name, 0)), "exit": min(count, exits.get(name, 0))}
+            for name, count in self._calls.entries().items()
+        }
+
+    def trace(self, kind: str, **values: int | str) -> None:
+        """Report one event to the trace, if there is one."""
+        if self.tracer is not None:
+            self.tracer.record(self.clock.now_ns, kind, **values)
+
+    # -- delivery ------------------------------------------------------------------------------
+
+    def deliver(self, event: Event) -> None:
+        """Deliver through the guest's IDT; a triple fault ends the run."""
+        if event.external:
+            self.stats.interrupts[event.vector] += 1
+        self.trace(
+            "interrupt" if event.external else "exception",
+            vector=event.vector,
+            error_code=event.error_code,
+            rip=self.cpu.state.rip,
+            software=int(event.software),
+        )
+        try:
+            self.deliverer.deliver(event)
+        except TripleFault as fault:
+            self.crash(str(fault), event)
+
+    def deliver_external(self, vector: int) -> None:
+        """Deliver a hardware interrupt."""
+        self.deliver(Event(vector, external=True))
+
+    # -- CpuEvents -----------------------------------------------------------------------------
+
+    def exception(self, vector: int, error_code: int, software: bool) -> None:
+        """From the CPU: see `CpuEvents.exception`."""
+        event = Event(vector, error_code, software=software)
+        self.stats.exceptions[vector] += 1
+        if not self.hypervisor.on_event(event):
+            self.deliver(event)
+
+    def invalid_opcode(self) -> None:
+        """From the CPU: see `CpuEvents.invalid_opcode`."""
+        if self.hypervisor.on_invalid_opcode():
+            return
+        self.stats.exceptions[fl.UD] += 1
+        event = Event(fl.UD)
+        if not self.hypervisor.on_event(event):
+            self.deliver(event)
+
+    def port_in(self, port: int, size: int) -> int:
+        """From the CPU: IN."""
+        self.clock.spend_ns(PORT_COST_NS)
+        self.stats.exits["port_in"] += 1
+        value = self.platform.read_port(port, size)
+        if self.tracer is not None:
+            self.trace("in", port=port, size=size, value=value)
+        return value
+
+    def port_out(self, port: int, size: int, value: int) -> None:
+        """From the CPU: OUT."""
+        self.clock.spend_ns(PORT_COST_NS)
+        self.stats.exits["port_out"] += 1
+        if self.tracer is not None:
+            self.trace("out", port=port, size=size, value=value)
+        self.platform.write_port(port, size, value)
+
+    def cpuid(self) -> None:
+        """From the CPU: CPUID."""
+        gpr = self.cpu.state.gpr
+        leaf, subleaf = gpr[fl.RAX] & 0xFFFFFFFF, gpr[fl.RCX] & 0xFFFFFFFF
+        self.stats.exits["cpuid"] += 1
+        values = self.hypervisor.on_cpuid(leaf, subleaf, answer(leaf, subleaf, self.cpu.state.cr[4]))
+        gpr[fl.RAX], gpr[fl.RBX], gpr[fl.RCX], gpr[fl.RDX] = values
+        self.trace("cpuid", leaf=leaf, subleaf=subleaf)
+
+    def syscall(self) -> None:
+        """From the CPU: SYSCALL."""
+        if self.hypervisor.on_syscall() or enter_syscall(self.cpu):
+            return
+        self.deliver(Event(fl.UD))
+        self.cpu.state.rip -= FAST_CALL_LENGTH
+
+    def sysenter(self) -> None:
+        """From the CPU: SYSENTER."""
+        if self.hypervisor.on_sysenter() or enter_sysenter(self.cpu):
+            return
+        self.deliver(Event(fl.GP))
+        self.cpu.state.rip -= FAST_CALL_LENGTH
+
+    def _watched(self, site: Site) -> bool:
+        """From the watcher: a watched instruction is about to run."""
+        return self.hypervisor.on_watched(site)
+
+    # -- MachineControl ------------------------------------------------------------------------
+
+    def power_off(self, reason: str) -> None:
+        """A device or the hypervisor switches the machine off."""
+        self.end(Outcome.POWERED_OFF, reason)
+
+    def reset(self, reason: str) -> None:
+        """A device or the hypervisor reboots the machine, which ends the run."""
+        self.end(Outcome.REBOOTED, reason)
+
+    def exit(self, code: int) -> None:
+        """The guest wrote `code` to the debug-exit port: 0 is success."""
+        self.end(Outcome.EXITED, f"exit code {code}", 0 if code == 0 else 1)
+
+    def set_interrupt_line(self, level: bool) -> None:
+        """The interrupt controller's output changed."""
+        if self._started:
+            self.cpu.set_waiting(self.hypervisor.interrupt_waiting())

@@ -1,0 +1,56 @@
+"""The guest's console: kept, shown as it appears, and searched for the text that ends the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["OUTPUT_LIMIT", "Transcript"]
+
+OUTPUT_LIMIT = 32 << 20
+"""Bytes of console output after which a run ends: a guest that prints for ever is not a run."""
+
+
+class Transcript:
+    """A console sink. `on_found` is called once when `until` has appeared, `on_full` at the limit."""
+
+    def __init__(
+        self,
+        until: bytes,
+        on_found: Callable[[], None],
+        on_full: Callable[[], None],
+        show: Callable[[bytes], None] | None = None,
+        limit: int = OUTPUT_LIMIT,
+    ) -> None:
+        self._content = bytearray()
+        self._until = until
+        self._on_found = on_found
+        self._on_full = on_full
+        self._show = show
+        self._limit = limit
+        self._found = False
+
+    def write(self, data: bytes) -> None:
+        """Take what the guest printed; beyond the limit it is dropped."""
+        room = self._limit - len(self._content)
+        if room <= 0:
+            return
+        data = data[:room]
+        start = max(0, len(self._content) - len(self._until) + 1)
+        self._content += data
+        if self._show is not None:
+            self._show(data)
+        if self._until and not self._found and self._content.find(self._until, start) >= 0:
+            self._found = True
+            self._on_found()
+        if len(self._content) >= self._limit:
+            self._on_full()
+
+    @property
+    def found(self) -> bool:
+        """True once the text that was waited for has appeared."""
+        return self._found
+
+    @property
+    def content(self) -> bytes:
+        """Everything printed so far."""
+        return bytes(self._content)
