@@ -25,10 +25,7 @@ _SPURIOUS = 7
 class Pic8259:
     """One 8259A. Lines are 0 to 7; `output` is the level of its INT pin."""
 
-    def __init__(
-        self, name: str, elcr_writable: int, is_master: bool, on_output: Callable[[bool], None]
-    ) -> None:
-        self.name = name
+    def __init__(self, elcr_writable: int, is_master: bool, on_output: Callable[[bool], None]) -> None:
         self.is_master = is_master
         self.elcr_writable = elcr_writable
         self.elcr = 0
@@ -47,6 +44,8 @@ class Pic8259:
         self.special_mask = False
         self.poll = False
         self.read_isr = False
+        self.on_taken: dict[int, Callable[[], None]] = {}
+        """Called when the request latched for a line is taken or forgotten."""
         self._awaiting = 0
         self._single = False
         self._wants_icw4 = False
@@ -111,6 +110,8 @@ class Pic8259:
             self.output = False
             self._on_output(False)
         self._update()
+        if line in self.on_taken:
+            self.on_taken[line]()
         return line
 
     # -- registers --------------------------------------------------------------------------
@@ -136,6 +137,9 @@ class Pic8259:
         else:
             self._ocw2(value)
         self._update()
+        if not offset and value & _ICW1:
+            for forgotten in self.on_taken.values():
+                forgotten()
 
     def _icw1(self, value: int) -> None:
         """Start initialisation: clears the mask, the edge latches and every operating mode."""
@@ -200,8 +204,8 @@ class DualPic:
     ports: tuple[int, ...] = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1)
 
     def __init__(self, on_output: Callable[[bool], None] = lambda level: None) -> None:
-        self.master = Pic8259("master", 0xF8, True, on_output)
-        self.slave = Pic8259("slave", 0xDE, False, lambda level: self.master.set_line(CASCADE_LINE, level))
+        self.master = Pic8259(0xF8, True, on_output)
+        self.slave = Pic8259(0xDE, False, lambda level: self.master.set_line(CASCADE_LINE, level))
         self._hand_over()
 
     def _hand_over(self) -> None:

@@ -6,6 +6,8 @@ calibrate delays with). Source: Intel 8254 data sheet; 82371SB (PIIX3) data shee
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from runtime.devices.interfaces import NANOSECONDS, IrqLine
 from runtime.devices.pit_counter import Counter8254
 from runtime.ports import AlarmHandle, Clock
@@ -26,13 +28,18 @@ hostile guest that programs a period of two pulses must not drown the machine in
 
 
 class Pit8254:
-    """The three counters and port 0x61. `irq` is request line 0 of the interrupt controller."""
+    """The three counters and port 0x61. `irq` is request line 0 of the interrupt controller.
+
+    While `waiting` says that a request is latched and not yet taken, further edges change nothing
+    and none are scheduled: a masked timer costs nothing. `resume` must be called when it is taken.
+    """
 
     ports: tuple[int, ...] = (0x40, 0x41, 0x42, _CONTROL, _PORT_B)
 
-    def __init__(self, clock: Clock, irq: IrqLine) -> None:
+    def __init__(self, clock: Clock, irq: IrqLine, waiting: Callable[[], bool] = lambda: False) -> None:
         self._clock = clock
         self._irq = irq
+        self._waiting = waiting
         self._event: AlarmHandle | None = None
         self._port_b = 0
         self.counters = (Counter8254(True), Counter8254(True), Counter8254(False))
@@ -108,4 +115,10 @@ class Pit8254:
         self._event = None
         self._irq(False)
         self._irq(True)
-        self._await_rise(self.tick)
+        if not self._waiting():
+            self._await_rise(self.tick)
+
+    def resume(self) -> None:
+        """The interrupt controller took the last request: the next rise matters again."""
+        if self._event is None:
+            self._await_rise(self.tick)
