@@ -91,7 +91,7 @@ class Arena:
 
     def _is_ram(self, start: int, end: int) -> bool:
         return any(
-            entry.type is MapType.RAM and entry.base <= start and end <= entry.end for entry in self.map
+            entry.type is MapType.RAM and entry.base <= start <= end <= entry.end for entry in self.map
         )
 
     @property
