@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pvpatch.abi.errors import UsageError
 from runtime.backends import Backend, Hypervisor
-from runtime.boot import BootImage, BootRequest, EntryState, load_image
+from runtime.boot import BootImage, BootRequest, EntryState
 from runtime.callpages import CallCounter, find_patched_image, install_page
 from runtime.clock import VirtualClock
 from runtime.cpu import flags as fl
@@ -136,7 +136,7 @@ class Machine:
         self.end(Outcome.INTERRUPTED, "Ctrl-C")
 
     def _load(self) -> None:
-        entry = load_image(self.image, self.memory, self.config.request)
+        entry = self.hypervisor.load()
         if self.patched is not None:
             for page in self.patched.pages:
                 code = self.hypervisor.page_code(page.width)
@@ -147,6 +147,7 @@ class Machine:
 
     def _enter(self, entry: EntryState) -> None:
         enter_guest(self.cpu, entry)
+        self.hypervisor.entered()
         if self._watcher is not None:
             self._watcher.before_run()
 

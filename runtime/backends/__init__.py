@@ -9,7 +9,7 @@ A backend answers capability questions first (`capabilities`), then builds a `Hy
 machine. The machine calls the hypervisor's hooks; a hook that has nothing to say does what
 hardware does, so `Hypervisor` itself is the bare machine.
 
-Order of calls: `hidden_memory` -> machine built -> `attach` -> image loaded -> `page_code` per
+Order of calls: `hidden_memory` -> machine built -> `attach` -> `load` -> `page_code` per
 call page -> `start(entry)` -> guest runs -> hooks -> `counters`.
 
 Rules for hooks: they run inside the emulator at an instruction boundary with all registers in
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from pvpatch.abi.errors import UsageError
+from runtime.boot import load_image
 
 if TYPE_CHECKING:
     from runtime.boot.model import EntryState
@@ -66,6 +67,15 @@ class Hypervisor:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 
+    def load(self) -> EntryState:
+        """Put the image into memory and say how it is entered: by the image's own boot protocol, unless
+        this hypervisor builds its guests itself.
+
+        Raises `ImageError` when the image cannot be loaded.
+        """
+        machine = self.machine
+        return load_image(machine.image, machine.memory, machine.config.request)
+
     def page_code(self, width: int) -> bytes | None:
         """The call page for `width` as this backend wants it (whole page, header included), or
         None to leave the image's own."""
@@ -74,6 +84,9 @@ class Hypervisor:
     def start(self, entry: EntryState) -> EntryState:
         """The image is in memory; returns the state in which the CPU really starts."""
         return entry
+
+    def entered(self) -> None:
+        """The CPU is as `start` said: the moment to set what an `EntryState` cannot express."""
 
     def on_event(self, event: Event) -> bool:
         """An exception or software interrupt, before delivery through the guest's IDT.
@@ -90,8 +103,8 @@ class Hypervisor:
     def on_watched(self, site: Site) -> bool:
         """An instruction of `Capabilities.watched` is about to run; RIP is on it.
 
-        True means emulated (this hook has set the registers; the machine moves RIP past it),
-        False lets it run.
+        True means emulated (this hook has set the registers; the machine moves RIP past it unless
+        the hook has moved RIP itself, as by delivering a fault), False lets it run.
         """
         return False
 
