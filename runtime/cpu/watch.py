@@ -114,7 +114,8 @@ class Watcher:
             return
         self._cpu.state.rip = address
         if self._reached(site):
-            self._cpu.jump(address + len(code))
+            target = self._cpu.state.rip
+            self._cpu.jump(target if target != address else address + len(code))
 
 
 _LONGEST_LOOK = 512
