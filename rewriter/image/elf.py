@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import lief
@@ -56,7 +57,12 @@ def matches(data: bytes) -> bool:
 def parse(data: bytes, path: Path) -> Image:
     """The Image of an ELF kernel; ImageError for damaged files, foreign machines and programs."""
     header = check_elf(data)
-    binary = _read(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lief warns of every number that its enumerations do not know
+        return _image(data, path, header, _read(data))
+
+
+def _image(data: bytes, path: Path, header: ElfHeader, binary: lief.ELF.Binary) -> Image:
     segments = _segments(binary, header)
     sections = _sections(binary, data)
     notes = _notes(binary)
@@ -102,7 +108,12 @@ def _read(data: bytes) -> lief.ELF.Binary:
     return binary
 
 
-def _text(name: str | bytes) -> str:
+def _name(item: lief.ELF.Section | lief.ELF.Symbol | lief.ELF.Note) -> str:
+    """A name as text; lief gives bytes, or fails, where it is no UTF-8."""
+    try:
+        name = item.name
+    except UnicodeDecodeError:
+        return "?"
     return name.decode("utf-8", "replace") if isinstance(name, bytes) else name
 
 
@@ -142,7 +153,7 @@ def _sections(binary: lief.ELF.Binary, data: bytes) -> tuple[Section, ...]:
         flags = int(item.flags)
         found.append(
             Section(
-                name=_text(item.name),
+                name=_name(item),
                 file_offset=item.offset,
                 file_size=item.size if stored else 0,
                 vaddr=item.virtual_address,
@@ -166,15 +177,15 @@ def _symbols(binary: lief.ELF.Binary) -> tuple[Symbol, ...]:
         kind = kinds.get(item.type)
         if kind is None:
             kind = kinds[item.type] = SYMBOL_KINDS.get(str(item.type).rpartition(".")[2], "other")
-        found.append(Symbol(_text(item.name), item.value, item.size, kind, item.binding != local))
+        found.append(Symbol(_name(item), item.value, item.size, kind, item.binding != local))
     return tuple(found)
 
 
 def _notes(binary: lief.ELF.Binary) -> tuple[Note, ...]:
-    xen_section = any(_text(section.name) == SECTION_NOTES for section in binary.sections)
+    xen_section = any(_name(section) == SECTION_NOTES for section in binary.sections)
     found = []
     for item in binary.notes:
-        owner = _text(item.name).rstrip("\0")
+        owner = _name(item).rstrip("\0")
         # A .note.Xen section whose owner was mistyped still holds Xen notes (GNU Mach's says "name").
         section = SECTION_NOTES if xen_section and owner not in ("GNU", "Linux") else ""
         found.append(Note(owner, item.original_type, bytes(item.description), section))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from dataclasses import dataclass
 
 import lief
@@ -42,7 +43,9 @@ def pe_facts(data: bytes) -> PeFacts | None:
     config.parse_signature = config.parse_exports = config.parse_imports = False
     config.parse_reloc = config.parse_rsrc = config.parse_exceptions = False
     try:
-        binary = lief.PE.parse(data, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            binary = lief.PE.parse(data, config)
         if binary is None:
             return None
         entry = binary.rva_to_offset(binary.optional_header.addressof_entrypoint)

@@ -19,21 +19,29 @@ def read_bounded(path: Path) -> bytes:
     try:
         # Not blocking: opening a pipe without a writer would wait for ever.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(handle, "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{path} is not a regular file", hint="give the path of a kernel image")
-            if status.st_size > MAX_FILE:
-                raise ImageError(
-                    f"{path} has {status.st_size} bytes, more than the limit of {MAX_FILE}",
-                    hint="no kernel image is that large",
-                )
-            data = stream.read(MAX_FILE + 1) if status.st_size else b""
+        try:
+            data = _read(handle, path)
+        finally:
+            os.close(handle)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise ImageError(f"cannot read {path}: {reason}") from error
-    if len(data) > MAX_FILE:
-        raise ImageError(f"{path} grew beyond the limit of {MAX_FILE} bytes while it was read")
     if not data:
         raise ImageError(f"{path} is empty", hint="was its download or copy interrupted?")
+    return data
+
+
+def _read(handle: int, path: Path) -> bytes:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} is not a regular file", hint="give the path of a kernel image")
+    if status.st_size > MAX_FILE:
+        raise ImageError(
+            f"{path} has {status.st_size} bytes, more than the limit of {MAX_FILE}",
+            hint="no kernel image is that large",
+        )
+    with os.fdopen(handle, "rb", closefd=False) as stream:
+        data = stream.read(status.st_size + 1)
+    if len(data) > status.st_size:
+        raise ImageError(f"{path} grew while it was read")
     return data

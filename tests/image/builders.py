@@ -66,7 +66,7 @@ def elf(
     kind: int = 2,
     symbols: tuple[tuple[str, int, int], ...] = (),
 ) -> bytes:
-    """An ELF file: segments page by page from 0x1000, .text over the first, .symtab and .note.Xen on demand."""
+    """An ELF file: segments page by page from 0x1000, .text over the first, notes and symbols on demand."""
     loads = loads or (Load(0xC0100000, 0x100000, CODE + bytes(64)),)
     machine = machine if machine is not None else (3 if bits == 32 else 62)
     entry = loads[0].vaddr if entry is None else entry
@@ -135,7 +135,17 @@ def _segment(bits: int, header: tuple[int, int, int, int, int, int, int]) -> byt
 def _section(bits: int, name: int, part: Part) -> bytes:
     layout = "<10I" if bits == 32 else "<IIQQQQIIQQ"
     return struct.pack(
-        layout, name, part.kind, part.flags, part.vaddr, part.offset, part.size, part.link, 1, 4, part.entry_size
+        layout,
+        name,
+        part.kind,
+        part.flags,
+        part.vaddr,
+        part.offset,
+        part.size,
+        part.link,
+        1,
+        4,
+        part.entry_size,
     )
 
 

@@ -122,3 +122,14 @@ def test_refused_with_one_clear_line(data: bytes, words: str) -> None:
 def test_programs_of_this_machine_are_refused() -> None:
     with pytest.raises(ImageError, match="program for an operating system, not a kernel"):
         parse_image(Path("/bin/ls").read_bytes(), Path("/bin/ls"))
+
+
+def test_names_that_are_no_utf8_do_not_stop_the_reading(recwarn: pytest.WarningsRecorder) -> None:
+    data = elf(32, TWO, notes=note(b"\xf4\xff", 1, b"abcd"), symbols=(("start", 0xC0100000, 16),))
+    data = data.replace(b"start\0", b"s\xffart\0")
+    image = parse_image(data, HERE)
+    assert len(image.notes) == 1 and image.symbols[0].address == 0xC0100000
+    odd = bytearray(elf(32, TWO))
+    struct.pack_into("<I", odd, 52 + 32, 0x12345678)  # the second segment gets an unknown type
+    assert len(parse_image(bytes(odd), HERE).segments) == 1
+    assert not recwarn.list
