@@ -49,12 +49,10 @@ class PageLayout:
 
 
 def enosys_text(call: Call, width: int) -> str:
-    """Code of a call that a backend does not implement: -ENOSYS, or #UD where nothing returns."""
-    if call.kind == "jump":
+    """Code of a call that a backend does not implement: -ENOSYS, or #UD where no result could say so."""
+    if call.kind == "jump" or not call.results:
         return "ud2"
     error = -dict(load_spec().errors)["ENOSYS"]
-    if not call.results:
-        return "ret"
     if width == 64:
         return f"mov rax, {error}; ret"
     wide = f"mov edx, {-1}; " if call.results[0].pair == "edx" else ""
