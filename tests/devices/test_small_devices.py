@@ -142,9 +142,9 @@ def test_power_management_timer(board: Board) -> None:
     assert board.pc.read_port(0x608, 4) == 3_579_545
 
 
-def test_debug_exit_code_is_qemus(board: Board) -> None:
+def test_debug_exit_passes_the_value(board: Board) -> None:
     board.pc.write_port(0xF4, 4, 0x10)
-    assert board.control.calls == [("exit", 0x21)]
+    assert board.control.calls == [("exit", 0x10)]
 
 
 def test_post_code_is_latched(board: Board) -> None:
