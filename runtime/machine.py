@@ -255,6 +255,10 @@ class Machine:
             for name, count in self._calls.entries().items()
         }
 
+    def call_entries(self) -> dict[str, int]:
+        """How often the guest entered each ABI call so far, by name."""
+        return self._calls.entries() if self._calls is not None else {}
+
     def trace(self, kind: str, **values: int | str) -> None:
         """Report one event to the trace, if there is one."""
         if self.tracer is not None:
