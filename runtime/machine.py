@@ -205,6 +205,11 @@ class Machine:
             self.clock.run_due()
         return self._end is None
 
+    @property
+    def is_ending(self) -> bool:
+        """True once something has ended the run."""
+        return self._end is not None
+
     def end(self, outcome: Outcome, detail: str, code: int | None = None) -> None:
         """End the run at the next block; the first reason stands."""
         if self._end is None:
