@@ -6,7 +6,7 @@ from typing import Any
 
 from pvpatch.abi.errors import UsageError
 from pvpatch.abi.layout import HEADER, LOCATOR, Structure, vcpu_page
-from pvpatch.abi.mappings import load_mappings
+from pvpatch.abi.mappings import MappingRow, load_mappings
 from pvpatch.abi.spec import Argument, Call, Form, load_spec
 
 __all__ = ["ROW_HEAD", "SCHEMA", "call_rows", "document"]
@@ -66,17 +66,21 @@ def _structure(structure: Structure) -> dict[str, Any]:
     return {"name": structure.name, "size": structure.size, "fields": fields}
 
 
+def _row(row: MappingRow) -> dict[str, Any]:
+    return {
+        "number": row.number,
+        "name": row.name,
+        "calls": list(row.calls),
+        "reason": row.reason,
+        "note": row.note,
+    }
+
+
 def document() -> dict[str, Any]:
     """The whole specification as JSON-ready data; schema docs/schema/abi.schema.json."""
     spec = load_spec()
     mappings = {
-        mapping.interface: {
-            table.name: [
-                {"number": r.number, "name": r.name, "calls": list(r.calls), "reason": r.reason, "note": r.note}
-                for r in table.rows
-            ]
-            for table in mapping.tables
-        }
+        mapping.interface: {table.name: [_row(row) for row in table.rows] for table in mapping.tables}
         for mapping in load_mappings()
     }
     return {

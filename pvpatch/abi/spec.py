@@ -262,9 +262,12 @@ class Spec:
         return sum(1 << bits[name] for name in set(names))
 
     def forms_of(self, insn: str) -> tuple[tuple[Call, Form], ...]:
-        """Every (call, form) whose first instruction is `insn`, forms with `next` first."""
+        """Every (call, form) whose first instruction is `insn`, the most particular first.
+
+        That is: forms with `next`, then forms that look at operands, then the others.
+        """
         found = [(call, form) for call in self.calls for form in call.replaces if form.insn == insn]
-        return tuple(sorted(found, key=lambda pair: not pair[1].next))
+        return tuple(sorted(found, key=lambda pair: (not pair[1].next, not pair[1].ops)))
 
 
 def _argument(data: dict[str, Any]) -> Argument:

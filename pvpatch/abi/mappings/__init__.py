@@ -62,7 +62,11 @@ class Mapping:
 
 def _row(data: dict[str, Any]) -> MappingRow:
     return MappingRow(
-        data["number"], data["name"], tuple(data.get("calls", ())), data.get("reason", ""), data.get("note", "")
+        number=data["number"],
+        name=data["name"],
+        calls=tuple(data.get("calls", ())),
+        reason=data.get("reason", ""),
+        note=data.get("note", ""),
     )
 
 

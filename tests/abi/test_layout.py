@@ -1,0 +1,152 @@
+"""Shared layouts: round trips, damage is noticed, and the C compiler agrees at both widths."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pvpatch.abi.errors import ImageError
+from pvpatch.abi.header import c_header
+from pvpatch.abi.layout import (
+    CALL_PAGE_SIZE,
+    HEADER,
+    LOCATOR,
+    LOCATOR_SIZE,
+    Header,
+    Locator,
+    find_locators,
+    pack_header,
+    pack_locator,
+    slot_offset,
+    unpack_header,
+    unpack_locator,
+    vcpu_page,
+)
+from pvpatch.abi.spec import load_spec
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+STRUCTURES = (HEADER, LOCATOR, vcpu_page())
+
+
+def locators() -> st.SearchStrategy[Locator]:
+    offsets = st.sampled_from([0, 64, 0x1000, 0x4040])
+    return st.builds(Locator, st.integers(0x8040, 2**32 - 1), U64, U64, offsets, offsets, U32)
+
+
+@given(locators())
+def test_locator_round_trip(locator: Locator) -> None:
+    record = pack_locator(locator)
+    assert len(record) == LOCATOR_SIZE
+    assert unpack_locator(record) == locator
+
+
+@given(locators(), st.integers(0, LOCATOR_SIZE * 8 - 1))
+def test_a_flipped_bit_is_noticed(locator: Locator, bit: int) -> None:
+    record = bytearray(pack_locator(locator))
+    record[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ImageError):
+        unpack_locator(bytes(record))
+
+
+@given(st.integers(0, 40), st.integers(0, 15))
+def test_locators_are_found_where_they_are_aligned(before: int, base: int) -> None:
+    record = pack_locator(Locator(0x9000, 0x100000, 0xC0100000, 64))
+    data = b"\x90" * before + record + b"\x90" * 100
+    assert find_locators(data, base) == ((before,) if (base + before) % 16 == 0 else ())
+
+
+def test_a_damaged_locator_is_not_found() -> None:
+    record = pack_locator(Locator(0x9000, 0x100000, 0xC0100000, 64))
+    assert find_locators(record[:-1] + b"\0") == ()
+    assert find_locators(record[:50]) == ()
+
+
+def test_a_page_outside_the_resident_is_refused() -> None:
+    with pytest.raises(ImageError, match="outside"):
+        unpack_locator(pack_locator(Locator(CALL_PAGE_SIZE, 0, 0, 64)))
+
+
+@given(st.sampled_from([32, 64]), U32, U64, U32, U64)
+def test_header_round_trip(width: int, backend: int, features: int, phys: int, virt: int) -> None:
+    header = Header(width, len(load_spec().calls), backend, features, phys, virt)
+    assert unpack_header(pack_header(header)) == header
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (Header(32, 1, abi_major=2), "ABI 2.0"),
+        (Header(32, 1, abi_minor=9), "ABI 1.9"),
+        (Header(16, 1), "damaged"),
+        (Header(32, 1, slot_size=64), "damaged"),
+        (Header(32, 5000), "5000 slots"),
+    ],
+)
+def test_foreign_headers_are_refused(header: Header, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        unpack_header(pack_header(header))
+
+
+def test_no_header_is_refused() -> None:
+    with pytest.raises(ImageError, match="cut short"):
+        unpack_header(b"PVPATCH")
+    with pytest.raises(ImageError, match="no call page"):
+        unpack_header(bytes(64))
+
+
+def test_slot_offsets() -> None:
+    assert slot_offset(0) == 64
+    assert slot_offset(3) == 64 + 96
+    with pytest.raises(IndexError):
+        slot_offset(len(load_spec().calls))
+
+
+def test_fields_neither_overlap_nor_leave_gaps() -> None:
+    for structure in STRUCTURES:
+        at = 0
+        for item in structure.fields:
+            assert item.offset == at
+            at += item.total
+        assert at == structure.size
+
+
+def test_hot_words_share_a_cache_line() -> None:
+    page = vcpu_page()
+    assert page.offset("irq_enabled") == 0
+    assert page.offset("irq_pending") == 4
+    assert page.offset("cr2") < 64
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("standard", ["c99", "c11", "gnu17"])
+def test_the_compiler_agrees(tmp_path: Path, width: int, standard: str) -> None:
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        pytest.skip("no gcc on this machine")
+    (tmp_path / "pv_abi.h").write_text(c_header(), encoding="utf-8")
+    lines = [
+        f'printf("%s %s %zu %zu\\n", "{s.name}", "{f.name}", offsetof(struct {s.name}, {f.name}), '
+        f"sizeof(((struct {s.name} *)0)->{f.name}));"
+        for s in STRUCTURES
+        for f in s.fields
+    ]
+    lines += [f'printf("{s.name} - 0 %zu\\n", sizeof(struct {s.name}));' for s in STRUCTURES]
+    lines += [f'printf("call {c.name} %d 0\\n", PV_CALL_{c.name.upper()});' for c in load_spec().calls]
+    source = '#include <stdio.h>\n#include "pv_abi.h"\nint main(void) {\n' + "\n".join(lines) + "\nreturn 0;\n}\n"
+    (tmp_path / "print.c").write_text(source, encoding="utf-8")
+    command = [gcc, f"-m{width}", f"-std={standard}", "-Wall", "-Wextra", "-Werror", "print.c", "-o", "print"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if built.returncode and width == 32 and "bits/libc-header-start.h" in built.stderr:
+        pytest.skip("gcc has no 32-bit C library here (package gcc-multilib)")
+    assert built.returncode == 0, built.stderr
+    printed = subprocess.run([tmp_path / "print"], capture_output=True, text=True, check=True).stdout
+    expected = [f"{s.name} {f.name} {f.offset} {f.total}" for s in STRUCTURES for f in s.fields]
+    expected += [f"{s.name} - 0 {s.size}" for s in STRUCTURES]
+    expected += [f"call {call.name} {call.number} 0" for call in load_spec().calls]
+    assert printed.splitlines() == expected

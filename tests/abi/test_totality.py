@@ -1,0 +1,91 @@
+"""The tables are total: nothing sensitive, and no number of another interface, is left without an answer."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import iced_x86
+import pytest
+
+from pvpatch.abi.mappings import INTERFACES, load_mapping
+from pvpatch.abi.spec import load_spec
+from rewriter.decode.forms import match_form
+
+HERE = Path(__file__).parent
+
+
+@cache
+def required(name: str) -> dict[str, dict[str, Any]]:
+    return tomllib.loads((HERE / f"required_{name}.toml").read_text(encoding="utf-8"))
+
+
+INSTRUCTIONS = [
+    pytest.param(int(width), name, bytes.fromhex(code), call, id=f"{width}-{name}")
+    for width, rows in required("instructions").items()
+    for name, (code, call) in rows.items()
+]
+
+
+@pytest.mark.parametrize(("width", "name", "code", "call"), INSTRUCTIONS)
+def test_every_sensitive_instruction_has_one_answer(width: int, name: str, code: bytes, call: str) -> None:
+    instruction = iced_x86.Decoder(width, code).decode()
+    assert instruction.len == len(code), f"{name} is not one instruction"
+    found = match_form(instruction, width)
+    if call == "-":
+        assert found.call is None and found.kept is not None and found.kept.reason, name
+    else:
+        assert found.call is not None, name
+        assert found.call.name == call
+
+
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_every_number_of_the_interface_is_mapped(interface: str) -> None:
+    mapping = load_mapping(interface)
+    for table, numbers in required(interface).items():
+        rows = {row.number: row for row in mapping.table(table).rows}
+        asked = {int(number, 0): name for number, name in numbers.items()}
+        assert not set(asked) - set(rows), f"{interface} {table}: not mapped"
+        assert not set(rows) - set(asked), f"{interface} {table}: invented"
+
+
+@pytest.mark.parametrize(
+    ("interface", "table"),
+    [("vmi", "calls"), ("lguest", "2.6.23"), ("lguest", "2.6.24"), ("lguest", "2.6.32"), ("pvops", "6.1-xxl")],
+)
+def test_names_are_those_of_the_interface(interface: str, table: str) -> None:
+    def plain(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower()).replace("lazymode", "lazy")
+
+    rows = {row.number: row.name for row in load_mapping(interface).table(table).rows}
+    for number, name in required(interface)[table].items():
+        assert plain(rows[int(number, 0)]) == plain(name)
+
+
+def test_xen_hypercalls_bear_their_names() -> None:
+    rows = {row.number: row.name for row in load_mapping("xen").table("hypercalls").rows}
+    for number, name in required("xen")["hypercalls"].items():
+        assert rows[int(number)] in (name, "mca")
+
+
+def test_counts_of_the_published_interfaces() -> None:
+    counts = {
+        (interface, table.name): len(table.rows)
+        for interface in INTERFACES
+        for table in load_mapping(interface).tables
+    }
+    assert counts["vmi", "calls"] == 74
+    assert (counts["lguest", "2.6.23"], counts["lguest", "2.6.24"], counts["lguest", "2.6.32"]) == (16, 15, 17)
+    assert counts["kvm", "hypercalls"] == 12
+    assert counts["xen", "hypercalls"] == 42 + 8
+    assert counts["pvops", "6.1-xxl"] == 84
+
+
+def test_every_low_level_call_is_reached_from_somewhere() -> None:
+    """A call nobody needs would be ballast: each replaces an instruction or stands for a number elsewhere."""
+    for call in load_spec().calls:
+        used = any(load_mapping(interface).users_of(call.name) for interface in INTERFACES)
+        assert call.replaces or used, call.name
