@@ -1,0 +1,5 @@
+"""`python -m pvpatch`."""
+
+from pvpatch.cli import main
+
+main()

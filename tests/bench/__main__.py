@@ -1,0 +1,106 @@
+"""`make bench`: every figure of the README and the docs, each beside a peer measured in the same run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pvpatch.guests import build_initramfs, fetch
+from rewriter.image import open_image
+from tests.bench.calls import call_costs
+from tests.bench.measure import Figure, measure_in_turn
+
+PVPATCH = [sys.executable, "-m", "pvpatch"]
+SCRIPT = "uname -a\npoweroff -f\n"
+BOOT_APPEND = "console=ttyS0 panic=-1"
+
+
+def _table(console: Console, title: str, figures: Sequence[Figure], note: str = "") -> None:
+    table = Table("what", "wall s", "CPU s", "peak MiB", "exit", title=title, title_justify="left", caption=note)
+    for one in figures:
+        table.add_row(
+            one.name, f"{one.wall_s:.2f}", f"{one.cpu_s:.2f}", f"{one.peak_mib:.0f}", str(one.exit_code)
+        )
+    console.print(table)
+
+
+def _scan(console: Console, guest: Path, folder: Path) -> None:
+    elf = folder / "vmlinux"
+    image = open_image(guest)
+    elf.write_bytes(image.payload)
+    code = sum(segment.file_size for segment in image.executable_segments())
+    commands: dict[str, Sequence[str]] = {
+        "pvpatch scan": [*PVPATCH, "scan", str(elf), "--json", str(folder / "scan.json")],
+        "objdump -d": ["objdump", "-d", str(elf)],
+        "capstone, plain sweep": [sys.executable, "-m", "tests.bench.sweep", str(elf)],
+    }
+    figures = measure_in_turn(commands)
+    rate = code / 1e6 / figures[0].wall_s
+    _table(console, "scan of linux-amd64", figures, f"{code / 1e6:.1f} MB of code, {rate:.1f} MB/s by pvpatch")
+
+
+def _patch(console: Console, folder: Path) -> None:
+    figures = []
+    for name in ("gnumach-i386", "gnumach-amd64", "memtest-ia32", "memtest-x64"):
+        command = [*PVPATCH, "patch", str(fetch(name).path), "-o", str(folder / name)]
+        figures += measure_in_turn({name: command})
+    _table(console, "patch", figures)
+
+
+def _boot(console: Console, guest: Path, folder: Path) -> None:
+    initrd = folder / "initramfs"
+    initrd.write_bytes(build_initramfs(fetch("busybox-amd64").path, SCRIPT))
+    commands: dict[str, Sequence[str]] = {
+        "pvpatch run (bare)": [
+            *PVPATCH, "run", str(guest), "--memory", "512", "--append", BOOT_APPEND, "--initrd", str(initrd),
+        ],
+    }  # fmt: skip
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu:
+        commands["qemu-system-x86_64 -accel tcg"] = [
+            qemu, "-accel", "tcg", "-m", "512", "-nographic", "-no-reboot", "-nic", "none",
+            "-kernel", str(guest), "-initrd", str(initrd), "-append", BOOT_APPEND,
+        ]  # fmt: skip
+    figures = measure_in_turn(commands)
+    note = "" if len(figures) < 2 else f"CPU time ratio {figures[0].cpu_s / figures[1].cpu_s:.2f}"
+    _table(console, "linux-amd64, unpatched, to power-off", figures, note)
+
+
+def _calls(console: Console, folder: Path) -> None:
+    costs = call_costs(folder)
+    table = Table("what", "ns each", "times", title="cost of one operation on lguest", title_justify="left")
+    for cost in costs:
+        table.add_row(cost.name, f"{cost.nanoseconds:.0f}", str(cost.count))
+    console.print(table)
+    console.print(f"trap-and-emulate / in-guest: {costs[2].nanoseconds / costs[0].nanoseconds:.0f} times")
+
+
+def main() -> int:
+    """Print every table. Exit code 1 when a peer or a guest is missing."""
+    console = Console(width=100)
+    if not shutil.which("objdump") or not shutil.which("gcc"):
+        console.print("objdump and gcc are needed (Debian packages binutils, gcc-multilib)")
+        return 1
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        linux = fetch("linux-amd64").path
+        _scan(console, linux, folder)
+        _patch(console, folder)
+        _boot(console, linux, folder)
+        try:
+            _calls(console, folder)
+        except subprocess.CalledProcessError as error:
+            console.print(f"the call benchmark failed: {error}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
