@@ -1,0 +1,132 @@
+"""`pvpatch run`: boot an image, patched or not, on a backend."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from pvpatch.abi.errors import UsageError
+from pvpatch.bootimage import boot_image
+from pvpatch.report.outfile import OutputFile
+from pvpatch.report.run import render_crash, render_end
+from rewriter.image import open_image
+from runtime.backends import backend_named
+from runtime.boot.model import BootRequest
+from runtime.machine import Machine, MachineConfig
+from runtime.memory.ram import MAX_MEMORY_MIB, MIN_MEMORY_MIB
+from runtime.outcome import RunResult
+from runtime.trace import JsonLinesTracer
+
+__all__ = ["run_command"]
+
+_INTERRUPTED = 130
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {what} {path}: {error.strerror}") from error
+
+
+def _module(argument: str) -> tuple[str, bytes]:
+    """`FILE` or `FILE ARGUMENTS`: the module's command line is the whole argument."""
+    path = argument.split(" ", 1)[0]
+    return argument, _read(path, "module")
+
+
+@contextlib.contextmanager
+def _interruptible(machine: Machine) -> Iterator[None]:
+    """Ctrl-C ends the guest at its next block boundary instead of wherever Python is."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        machine.interrupt()
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _finish(files: dict[str, OutputFile], result: RunResult) -> None:
+    """Fill and publish the output files; the trace is already in its stream."""
+    try:
+        if "transcript" in files:
+            files["transcript"].stream.write(result.transcript.decode("utf-8", "replace"))
+        if "stats" in files:
+            files["stats"].stream.write(json.dumps(result.stats, indent=2) + "\n")
+        for file in files.values():
+            file.commit()
+    except BaseException:
+        for file in files.values():
+            file.discard()
+        raise
+
+
+def run_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="kernel image, patched or not")],
+    backend: Annotated[str, typer.Option(metavar="NAME", help="see `pvpatch backends`")] = "bare",
+    append: Annotated[str, typer.Option(metavar="CMDLINE", help="kernel command line")] = "",
+    initrd: Annotated[str, typer.Option(metavar="FILE", help="initial ramdisk")] = "",
+    module: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="multiboot module, with arguments after a space")
+    ] = None,
+    memory: Annotated[
+        int, typer.Option(metavar="MIB", help=f"{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")
+    ] = 512,
+    until: Annotated[str, typer.Option(metavar="TEXT", help="end with 0 when the console shows it")] = "",
+    max_time: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="end with 5 after this much guest time")
+    ] = None,
+    transcript: Annotated[str, typer.Option(metavar="FILE", help="console output, - is stdout")] = "",
+    stats: Annotated[str, typer.Option(metavar="FILE", help="counters as JSON, - is stdout")] = "",
+    trace: Annotated[str, typer.Option(metavar="FILE", help="events as JSON lines, - is stdout")] = "",
+    protocol: Annotated[str, typer.Option(metavar="NAME", help="boot protocol, if not the usual one")] = "",
+) -> None:
+    """Boot IMAGE on a backend; its console appears on standard output."""
+    if max_time is not None and not max_time > 0:
+        raise UsageError("--max-time takes a positive number of seconds")
+    chosen = backend_named(backend)
+    parsed = boot_image(open_image(image), protocol)
+    request = BootRequest(
+        cmdline=append,
+        initrd=_read(initrd, "initial ramdisk") if initrd else b"",
+        modules=tuple(_module(entry) for entry in module or ()),
+    )
+    wanted = {"transcript": transcript, "stats": stats, "trace": trace}
+    files: dict[str, OutputFile] = {}
+    try:
+        for name, path in wanted.items():
+            if path:
+                files[name] = OutputFile(path)
+        console = sys.stderr if any(file.is_stdout for file in files.values()) else sys.stdout
+
+        def show(data: bytes) -> None:
+            console.buffer.write(data)
+            console.buffer.flush()
+
+        config = MachineConfig(memory_mib=memory, request=request, until=until, max_time_s=max_time)
+        tracer = JsonLinesTracer(files["trace"].stream) if "trace" in files else None
+        machine = Machine(config, parsed, chosen, show, tracer)
+        with _interruptible(machine):
+            result = machine.run()
+    except BaseException as error:
+        for file in files.values():
+            file.discard()
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(_INTERRUPTED) from None
+        raise
+    _finish(files, result)
+    if result.crash is not None:
+        sys.stderr.write(render_crash(result.crash))
+    sys.stderr.write(render_end(result))
+    raise typer.Exit(result.exit_code)
