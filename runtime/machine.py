@@ -196,13 +196,19 @@ class Machine:
         """
         self.stats.exits["halt"] += 1
         self.trace("halt", rip=self.cpu.state.rip)
-        while self._end is None and not self.hypervisor.interrupt_waiting():
-            due = self.clock.next_due_ns
-            if due is None:
+        while not self.hypervisor.interrupt_waiting():
+            if not self.pass_time():
                 self.end(Outcome.HALTED, "halted with nothing to wait for")
                 return False
-            self.clock.skip_to(due)
-            self.clock.run_due()
+        return self._end is None
+
+    def pass_time(self) -> bool:
+        """Let virtual time jump to the next event and run it; False when none can come, or the run ends."""
+        due = self.clock.next_due_ns
+        if due is None or self._end is not None:
+            return False
+        self.clock.skip_to(due)
+        self.clock.run_due()
         return self._end is None
 
     @property

@@ -1,0 +1,38 @@
+"""Xen: the kernel at ring 1 (pv32) or ring 3 (pv64), direct paging, event channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.backends import Capabilities
+from runtime.backends.xen.layout import PAGE_SIZE
+from runtime.backends.xen.model import XenHypervisor, hidden_frames
+
+if TYPE_CHECKING:
+    from runtime.machine import Machine
+
+__all__ = ["BACKEND", "XenBackend"]
+
+
+class XenBackend:
+    """An unprivileged domain of Xen 4.17."""
+
+    capabilities = Capabilities(
+        name="xen",
+        backend_id=3,
+        privilege={32: 1, 64: 3},
+        memory="direct",
+        time_source="vcpu_time_info (ns), set_timer_op (absolute ns)",
+        summary="Xen PV: machine frames, hypercalls by int 0x82 or syscall, event channels",
+    )
+
+    def hidden_memory(self, memory_size: int) -> int:
+        """The M2P table, the hole's page tables, and Xen's heap."""
+        return hidden_frames(memory_size // PAGE_SIZE)[1] * PAGE_SIZE
+
+    def attach(self, machine: Machine) -> XenHypervisor:
+        """The domain is built when the image is loaded."""
+        return XenHypervisor(machine)
+
+
+BACKEND = XenBackend()

@@ -1,0 +1,151 @@
+"""Machine frames: who owns each, what it is used as, and how often (Xen's page_info, xen/arch/x86/mm.c).
+
+At any time a frame has at most one type: a page table of one level, a segment descriptor page, or a
+writable page. A type is held by counted references and can change only when no reference is left; that
+is why a frame in use as a page table can be mapped read-only, and nothing else.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.backends.xen.layout import ERRNO, PAGE_SIZE
+
+__all__ = ["DOMAIN", "FREE", "XEN", "FrameTable", "PageType", "PhysicalMemory", "XenError"]
+
+FREE, DOMAIN, XEN = 0, 1, 2
+"""Owners of a frame: nobody (the heap), the guest domain, the hypervisor itself."""
+
+
+class XenError(Exception):
+    """A hypercall fails with one of Xen's error codes; the guest sees the negative number."""
+
+    def __init__(self, errno: ERRNO, why: str) -> None:
+        super().__init__(f"-{errno.name}: {why}")
+        self.errno = errno
+        self.why = why
+
+
+class PageType(IntEnum):
+    """PGT_* of Xen: what a frame is used as while its type count is not zero."""
+
+    NONE = 0
+    L1 = 1
+    L2 = 2
+    L3 = 3
+    L4 = 4
+    SEGMENT = 5
+    WRITABLE = 6
+
+
+class PhysicalMemory(Protocol):
+    """What the model needs of machine memory: bytes by machine address."""
+
+    def load(self, address: int, length: int) -> bytes: ...
+    def store(self, address: int, data: bytes) -> None: ...
+    def entries(self, mfn: int) -> npt.NDArray[np.uint64]: ...
+
+
+class FrameTable:
+    """Owner, type, type count, reference count and pin of every machine frame.
+
+    Columns are numpy arrays over the frame number, so that a whole page table is checked at once.
+    """
+
+    def __init__(self, memory: PhysicalMemory, frames: int) -> None:
+        self.memory = memory
+        self.frames = frames
+        self.owner = np.zeros(frames, np.uint8)
+        self.kind = np.zeros(frames, np.uint8)
+        self.type_count = np.zeros(frames, np.int64)
+        self.references = np.zeros(frames, np.int64)
+        self.pinned = np.zeros(frames, np.uint8)
+        self.released = np.zeros(frames, np.uint8)
+        self._free: list[int] = []
+
+    # -- ownership ---------------------------------------------------------------------------
+
+    def give(self, mfn: int, owner: int) -> None:
+        """Make `owner` hold the frame, with the one reference that allocation itself is."""
+        self.owner[mfn] = owner
+        self.references[mfn] = 1
+        self.kind[mfn] = PageType.NONE
+        self.type_count[mfn] = 0
+        self.pinned[mfn] = 0
+        self.released[mfn] = 0
+
+    def owned_count(self) -> int:
+        """Frames that the domain holds."""
+        return int(np.count_nonzero(self.owner == DOMAIN))
+
+    def stock(self, mfns: list[int]) -> None:
+        """Put frames into the heap."""
+        self._free.extend(mfns)
+
+    @property
+    def free_frames(self) -> int:
+        """Frames left in the heap."""
+        return len(self._free)
+
+    def allocate(self, owner: int) -> int:
+        """A zeroed frame out of the heap. Raises XenError(ENOMEM)."""
+        if not self._free:
+            raise XenError(ERRNO.ENOMEM, "no machine frame left")
+        mfn = self._free.pop()
+        self.give(mfn, owner)
+        self.memory.store(mfn * PAGE_SIZE, bytes(PAGE_SIZE))
+        return mfn
+
+    def valid(self, mfn: int) -> bool:
+        """Does machine memory have this frame at all?"""
+        return 0 <= mfn < self.frames
+
+    def owned(self, mfn: int) -> bool:
+        """Does the guest domain own it?"""
+        return self.valid(mfn) and bool(self.owner[mfn] == DOMAIN)
+
+    def shared_with_guest(self, mfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of these frames are Xen's own but shared with the domain (shared_info, grant frames)?"""
+        found: npt.NDArray[np.bool_] = (self.owner[mfns] == XEN) & (self.kind[mfns] == PageType.WRITABLE)
+        return found
+
+    def share(self, mfn: int) -> None:
+        """Let the guest map one of Xen's own frames."""
+        self.kind[mfn] = PageType.WRITABLE
+
+    # -- general references ------------------------------------------------------------------
+
+    def get(self, mfn: int) -> None:
+        """Take a reference to a frame of the domain. Raises XenError(EINVAL) for any other frame."""
+        if not self.owned(mfn):
+            raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
+        self.references[mfn] += 1
+
+    def put(self, mfn: int) -> None:
+        """Drop a reference; the last one returns the frame to the heap."""
+        self.references[mfn] -= 1
+        if self.references[mfn] == 0:
+            self.owner[mfn] = FREE
+            self.kind[mfn] = PageType.NONE
+            self._free.append(mfn)
+
+    # -- the writable type, which needs no validation ------------------------------------------
+
+    def can_be(self, mfn: int, kind: PageType) -> bool:
+        """May the frame take (another reference of) this type now?"""
+        return bool(self.type_count[mfn] == 0 or self.kind[mfn] == kind)
+
+    def get_writable(self, mfn: int) -> None:
+        """Take a writable-type reference. Raises XenError(EBUSY) while it is a table or a descriptor page."""
+        if not self.can_be(mfn, PageType.WRITABLE):
+            raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is a {PageType(self.kind[mfn]).name} page")
+        self.kind[mfn] = PageType.WRITABLE
+        self.type_count[mfn] += 1
+
+    def put_writable(self, mfn: int) -> None:
+        """Drop a writable-type reference."""
+        self.type_count[mfn] -= 1

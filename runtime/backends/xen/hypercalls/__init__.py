@@ -1,0 +1,28 @@
+"""Hypercalls by group; importing this package fills the dispatch table."""
+
+from runtime.backends.xen.hypercalls import (
+    cpu,
+    events,
+    grants,
+    memory,
+    mmu,
+    scheduling,
+    tables,
+    unavailable,
+    version,
+)
+from runtime.backends.xen.hypercalls.dispatch import call, multicall
+
+__all__ = [
+    "call",
+    "cpu",
+    "events",
+    "grants",
+    "memory",
+    "mmu",
+    "multicall",
+    "scheduling",
+    "tables",
+    "unavailable",
+    "version",
+]

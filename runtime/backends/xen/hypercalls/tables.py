@@ -1,0 +1,176 @@
+"""Traps, callbacks, descriptor tables and stacks (xen/arch/x86/pv/{traps,callback,descriptor-tables}.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.backends.xen.descriptors import checked_descriptor, guest_code_selector, guest_stack_selector
+from runtime.backends.xen.domain import FIRST_RESERVED_GDT_ENTRY, Callback, Domain, Trap
+from runtime.backends.xen.frames import PageType, XenError
+from runtime.backends.xen.hypercalls.dispatch import handler
+from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, numbers, struct
+
+__all__: list[str] = []
+
+CALLBACK = numbers("callback")
+CALLBACK_NAMES = {CALLBACK[name]: name for name in ("event", "failsafe", "syscall", "sysenter", "syscall32")}
+
+
+def canonical(address: int) -> bool:
+    """SDM volume 1, section 3.3.7.1, for 48-bit addresses."""
+    return address < 1 << 47 or (1 << 64) - (1 << 47) <= address < 1 << 64
+
+
+def _check_code_address(domain: Domain, address: int) -> None:
+    if domain.width == 64 and not canonical(address):
+        raise XenError(ERRNO.EINVAL, f"entry point {address:#x} is not canonical")
+
+
+@handler("set_trap_table")
+def set_trap_table(domain: Domain, arguments: Sequence[int]) -> int:
+    """An array of trap_info ended by address 0; NULL clears the table."""
+    address = arguments[0]
+    if address == 0:
+        domain.traps.clear()
+        return 0
+    layout = struct("trap_info", domain.width)
+    for index in range(257):
+        entry = domain.space.fields(address + index * layout.size, layout)
+        if entry["address"] == 0:
+            break
+        _check_code_address(domain, entry["address"])
+        domain.traps[entry["vector"]] = Trap(
+            entry["flags"] & 3,
+            bool(entry["flags"] & 4),
+            guest_code_selector(entry["cs"], domain.width),
+            entry["address"],
+        )
+    return 0
+
+
+@handler("set_gdt")
+def set_gdt(domain: Domain, arguments: Sequence[int]) -> int:
+    """Install up to 14 pages of descriptors; each becomes a segment-descriptor page."""
+    address, entries = arguments[0], arguments[1] & 0xFFFFFFFF
+    if entries > FIRST_RESERVED_GDT_ENTRY:
+        raise XenError(ERRNO.EINVAL, f"{entries} descriptors reach into Xen's part of the GDT")
+    size = domain.width // 8
+    count = (entries + 511) // 512
+    data = domain.space.read(address, count * size) if count else b""
+    frames = [int.from_bytes(data[i * size : (i + 1) * size], "little") for i in range(count)]
+    taken: list[int] = []
+    try:
+        for mfn in frames:
+            take_descriptor_page(domain, mfn)
+            taken.append(mfn)
+    except XenError:
+        for mfn in taken:
+            domain.tables.put_type(mfn)
+        raise
+    for mfn in domain.gdt_frames:
+        domain.tables.put_type(mfn)
+    domain.gdt_frames, domain.gdt_entries = frames, entries
+    domain.cpu.reload_tables()
+    return 0
+
+
+def take_descriptor_page(domain: Domain, mfn: int) -> None:
+    """Type a frame as a descriptor page, checking (and mending) its descriptors. Raises XenError(EINVAL)."""
+    fresh = domain.frames.valid(mfn) and not domain.frames.type_count[mfn]
+    if fresh and domain.frames.owned(mfn):
+        table = domain.frames.memory.entries(mfn)
+        for index in range(512):
+            table[index] = checked_descriptor(int(table[index]), domain.width)
+    domain.tables.get_type(mfn, PageType.SEGMENT)
+
+
+@handler("update_descriptor")
+def update_descriptor(domain: Domain, arguments: Sequence[int]) -> int:
+    """Write one descriptor at a machine address, in a descriptor page or a writable one."""
+    if domain.width == 32:
+        address = arguments[0] | arguments[1] << 32
+        descriptor = arguments[2] | arguments[3] << 32
+    else:
+        address, descriptor = arguments[0], arguments[1]
+    if address & 7:
+        raise XenError(ERRNO.EINVAL, f"descriptor address {address:#x} is not aligned")
+    descriptor = checked_descriptor(descriptor, domain.width)
+    mfn = address // PAGE_SIZE
+    if not domain.frames.owned(mfn):
+        raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
+    if domain.frames.type_count[mfn] and domain.frames.kind[mfn] not in (PageType.SEGMENT, PageType.WRITABLE):
+        raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is a page table")
+    domain.memory.store(address, descriptor.to_bytes(8, "little"))
+    return 0
+
+
+@handler("stack_switch")
+def stack_switch(domain: Domain, arguments: Sequence[int]) -> int:
+    """The stack for entries from user mode."""
+    domain.kernel_ss = guest_stack_selector(arguments[0] & 0xFFFF, domain.width)
+    domain.kernel_sp = arguments[1]
+    return 0
+
+
+def register_callback(domain: Domain, kind: int, callback: Callback) -> int:
+    """Install one entry point. The error codes are those of register_guest_callback."""
+    if domain.width == 64 and not canonical(callback.address):
+        return -ERRNO.EINVAL
+    if kind == CALLBACK["nmi"]:
+        if domain.nmi_address:
+            return -ERRNO.EBUSY
+        domain.nmi_address, domain.nmi_cs = callback.address, callback.cs
+        return 0
+    if kind == CALLBACK["sysenter_deprecated"]:
+        kind = CALLBACK["sysenter"] if domain.width == 32 else kind
+    name = CALLBACK_NAMES.get(kind)
+    if name is None or (domain.width == 32 and name in ("syscall",)):
+        return -ERRNO.ENOSYS
+    domain.callbacks[name] = callback
+    return 0
+
+
+@handler("set_callbacks")
+def set_callbacks(domain: Domain, arguments: Sequence[int]) -> int:
+    """The original form: event and failsafe (pv32, with selectors), and syscall (pv64)."""
+    if domain.width == 32:
+        pairs = [("event", arguments[0], arguments[1]), ("failsafe", arguments[2], arguments[3])]
+        for name, cs, address in pairs:
+            register_callback(domain, CALLBACK[name], Callback(guest_code_selector(cs, 32), address))
+    else:
+        for name, address in zip(("event", "failsafe", "syscall"), arguments, strict=False):
+            register_callback(domain, CALLBACK[name], Callback(0, address))
+    return 0
+
+
+@handler("callback_op")
+def callback_op(domain: Domain, arguments: Sequence[int]) -> int:
+    """Register (0) or unregister (1) one callback; only the NMI's can be taken away again."""
+    command, address = arguments[0], arguments[1]
+    if command == 0:
+        size = domain.width // 8
+        data = domain.space.read(address, 12 if domain.width == 32 else 16)
+        kind, flags = int.from_bytes(data[0:2], "little"), int.from_bytes(data[2:4], "little")
+        cs = guest_code_selector(int.from_bytes(data[4:8], "little"), 32) if domain.width == 32 else 0
+        target = int.from_bytes(data[8 : 8 + size], "little")
+        return register_callback(domain, kind, Callback(cs, target, bool(flags & 1)))
+    if command == 1:
+        kind = domain.space.word(address, 2)
+        if kind == CALLBACK["nmi"]:
+            domain.nmi_address = 0
+            return 0
+        return -ERRNO.EINVAL if kind in CALLBACK_NAMES else -ERRNO.ENOSYS
+    return -ERRNO.ENOSYS
+
+
+@handler("nmi_op")
+def nmi_op(domain: Domain, arguments: Sequence[int]) -> int:
+    """Register (0) or unregister (1) the NMI handler: struct xennmi_callback {handler, pad}."""
+    command, address = arguments[0], arguments[1]
+    if command == 0:
+        target = domain.space.word(address, domain.width // 8)
+        return register_callback(domain, CALLBACK["nmi"], Callback(0, target))
+    if command == 1:
+        domain.nmi_address = 0
+        return 0
+    return -ERRNO.ENOSYS
