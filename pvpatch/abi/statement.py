@@ -71,6 +71,8 @@ def _number(text: str) -> int:
 def _memory(text: str, size: int) -> Operand:
     segment, _, inside = text.partition("[")
     segment = segment.strip().rstrip(":").strip()
+    if not inside.rstrip().endswith("]") or inside.count("]") != 1:
+        raise ValueError(f"{text!r} is no memory operand")
     inside = inside.rstrip("] ")
     if ":" in inside:
         segment, _, inside = inside.partition(":")

@@ -138,7 +138,8 @@ def test_the_compiler_agrees(tmp_path: Path, width: int, standard: str) -> None:
     ]
     lines += [f'printf("{s.name} - 0 %zu\\n", sizeof(struct {s.name}));' for s in STRUCTURES]
     lines += [f'printf("call {c.name} %d 0\\n", PV_CALL_{c.name.upper()});' for c in load_spec().calls]
-    source = '#include <stdio.h>\n#include "pv_abi.h"\nint main(void) {\n' + "\n".join(lines) + "\nreturn 0;\n}\n"
+    body = "\n".join(lines)
+    source = f'#include <stdio.h>\n#include "pv_abi.h"\nint main(void) {{\n{body}\nreturn 0;\n}}\n'
     (tmp_path / "print.c").write_text(source, encoding="utf-8")
     command = [gcc, f"-m{width}", f"-std={standard}", "-Wall", "-Wextra", "-Werror", "print.c", "-o", "print"]
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
