@@ -1,4 +1,4 @@
-"""What one ABI call costs: answered in the guest, with one exit, and by trap-and-emulate of the unpatched site."""
+"""What one ABI call costs: in the guest, with one exit, and by trap-and-emulate of the unpatched site."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Figure:
 
 def _once(command: Sequence[str], stdin: Path | None) -> tuple[float, float, float, int]:
     start = time.perf_counter()
-    with open(stdin or os.devnull, "rb") as source:
+    with (stdin or Path(os.devnull)).open("rb") as source:
         process = subprocess.Popen(
             command, stdin=source, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -1,4 +1,4 @@
-"""The plain peer of `scan`: capstone over every executable section, nothing else. `python -m tests.bench.sweep FILE`."""
+"""The plain peer of `scan`: capstone over every executable section (`python -m tests.bench.sweep FILE`)."""
 
 from __future__ import annotations
 
