@@ -28,7 +28,7 @@ class PcPlatform:
         self.pic = DualPic(control.set_interrupt_line)
         self.pit = Pit8254(clock, self.pic.line(0), lambda: bool(self.pic.master.irr & 1))
         self.pic.master.on_taken[0] = self.pit.resume
-        self.keyboard = Keyboard8042(self.pic.line(1), control.reset)
+        self.keyboard = Keyboard8042(self.pic.line(1), self.pic.line(12), control.reset)
         self.uart = Uart16550(clock, self.pic.line(4), console)
         self.rtc = Rtc(clock, self.pic.line(8), memory.size)
         self.vga = Vga(clock, memory)

@@ -2,7 +2,8 @@
 
 Source: National PC16550D data sheet. Transmission takes no time, so a guest that polls for the
 empty transmitter never waits; reception keeps to the programmed character time only for the
-FIFO timeout. What is typed waits outside the FIFO until there is room: nothing overruns.
+FIFO timeout. The other end honours RTS and never overruns the FIFO, so text typed before the guest
+has opened its port is not lost.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _RBR, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCR = range(8)
 _IER_RX, _IER_THRE, _IER_LINE, _IER_MODEM = 1, 2, 4, 8
 _IIR_NONE, _IIR_MODEM, _IIR_THRE, _IIR_RX, _IIR_LINE, _IIR_TIMEOUT = 1, 0, 2, 4, 6, 12
 _LCR_DLAB = 0x80
-_MCR_OUT2, _MCR_LOOP = 0x08, 0x10
+_MCR_RTS, _MCR_OUT2, _MCR_LOOP = 0x02, 0x08, 0x10
 _LSR_DATA, _LSR_THRE, _LSR_IDLE = 0x01, 0x20, 0x40
 _MSR_CONNECTED = 0xB0  # DCD, DSR, CTS
 _MSR_TERI = 0x04
@@ -55,13 +56,14 @@ class Uart16550:
     # -- receiving ----------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Bytes arrive on the line; they wait until the guest makes room."""
+        """Bytes are typed at the other end; they wait there until the guest is ready and has room."""
         self._typed.extend(data)
         self._fill()
 
     def _fill(self) -> None:
         capacity = _FIFO_SIZE if self._fcr & 1 else 1
-        while self._typed and len(self._fifo) < capacity and not self._mcr & _MCR_LOOP:
+        ready = self._mcr & (_MCR_RTS | _MCR_LOOP) == _MCR_RTS
+        while ready and self._typed and len(self._fifo) < capacity:
             self._fifo.append(self._typed.popleft())
         self._restart_timeout()
         self._update()

@@ -46,6 +46,22 @@ def test_keyboard_answers_interrupt_byte_by_byte(board: Board) -> None:
     assert not board.control.interrupt
 
 
+def test_mouse_port_is_there_and_empty(board: Board) -> None:
+    board.outb(0x64, 0xA9)
+    assert board.inb(0x60) == 0x00
+    board.outb(0x64, 0xD3)
+    board.outb(0x60, 0x5A)
+    assert board.inb(0x64) & 0x21 == 0x21
+    assert board.inb(0x60) == 0x5A
+    for command, disabled in ((0xA7, 0x20), (0xA8, 0x00)):
+        board.outb(0x64, command, 0x20)
+        assert board.inb(0x60) & 0x20 == disabled
+    board.outb(0x64, 0xD4)
+    board.outb(0x60, 0xFF)
+    assert board.inb(0x64) & 0x61 == 0x61  # from the mouse port, after a timeout
+    assert board.inb(0x60) == 0xFE
+
+
 def test_every_reset_line(board: Board) -> None:
     for port, values in ((0x64, (0xFE,)), (0x92, (0x01,)), (0xCF9, (0x02, 0x06))):
         board.control.calls.clear()

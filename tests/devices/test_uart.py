@@ -90,6 +90,7 @@ def test_receive_trigger_level_then_timeout() -> None:
 def test_typed_text_never_overruns() -> None:
     uart, _, _, _ = make()
     uart.write(IIR, 0x01)
+    uart.write(MCR, 0x02)
     text = bytes(range(1, 200))
     uart.receive(text)
     got = bytearray()
@@ -99,8 +100,17 @@ def test_typed_text_never_overruns() -> None:
     assert not uart.read(LSR) & 0x02
 
 
+def test_typed_text_waits_for_request_to_send() -> None:
+    uart, _, _, _ = make()
+    uart.receive(b"z")
+    assert not uart.read(LSR) & 1
+    uart.write(MCR, 0x03)
+    assert uart.read(COM1) == ord("z")
+
+
 def test_without_fifo_one_byte_waits() -> None:
     uart, _, _, _ = make()
+    uart.write(MCR, 0x02)
     uart.receive(b"xy")
     assert uart.read(IIR) == 0x01
     assert [uart.read(COM1), uart.read(COM1)] == [ord("x"), ord("y")]
