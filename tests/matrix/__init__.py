@@ -1,1 +1,1 @@
-"""Every guest on every backend that its width allows, the same patched file in each column (`make matrix`)."""
+"""Every guest on every backend its width allows, one patched file in each column (`make matrix`)."""
