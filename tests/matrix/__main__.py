@@ -16,8 +16,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "matrix.md"
 HEAD = """# The matrix
 
 Written by `make matrix`. Each row is one image, patched once; each column runs that same file. A cell passes
-when the guest comes to its expected end, its console equals that of the unpatched image on `bare` (apart from the
-kinds of text in `pvpatch/transcript_rules.toml`), and no privileged or sensitive operation was missed.
+when the guest comes to its expected end, its console equals that of the unpatched image on `bare` (apart from
+the kinds of text in `pvpatch/transcript_rules.toml`), and no privileged or sensitive operation was missed.
 A cell shows guest seconds / host seconds / exits.
 """
 
