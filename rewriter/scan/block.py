@@ -1,0 +1,239 @@
+"""Decode one basic block and say where it leads: the step that discovery by recursion repeats."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+
+from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
+
+from rewriter.decode.classification import class_by_code
+from rewriter.scan.space import Region, Space
+
+__all__ = ["Block", "BlockDecoder", "Edge"]
+
+MAX_BLOCK = 4096
+"""Instructions in one block before it is cut; real blocks stay far below."""
+
+_ENDING = {FlowControl.RETURN, FlowControl.EXCEPTION}
+_IMMEDIATE_KINDS = (OpKind.IMMEDIATE32, OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64)
+_BRANCH_KINDS = (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
+
+
+@dataclass(frozen=True)
+class _Implausible:
+    """The content of implausible.toml."""
+
+    codes: frozenset[int]
+    filler: frozenset[bytes]
+    wrong_width: frozenset[bytes]
+
+
+@cache
+def _implausible() -> _Implausible:
+    data = tomllib.loads(files("rewriter.scan").joinpath("implausible.toml").read_text(encoding="utf-8"))
+    names = {name: value for name, value in vars(Code).items() if name.isupper() and isinstance(value, int)}
+    codes = {value for name, value in names.items() if any(fnmatchcase(name, row) for row in data["codes"])}
+    return _Implausible(
+        frozenset(codes),
+        frozenset(bytes.fromhex(row) for row in data["bytes"]),
+        frozenset(bytes.fromhex(row) for row in data["wrong_width_32"]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A way out of a block: kind is jump, fall, call, after_call or far."""
+
+    address: int
+    kind: str
+    selector: int = 0
+
+
+@dataclass(slots=True)
+class Block:
+    """What one block holds. `valid` is False when it runs into something that is no instruction."""
+
+    start: int
+    width: int
+    valid: bool = True
+    plausible: bool = True
+    wrong_width: bool = False
+    """32-bit decoding shows what only 64-bit code means."""
+    instructions: list[tuple[int, int]] = field(default_factory=list)
+    """Address and length of each instruction."""
+    edges: list[Edge] = field(default_factory=list)
+    sites: list[int] = field(default_factory=list)
+    references: list[int] = field(default_factory=list)
+    """Addresses inside regions that the code takes (LEA, immediates): code or data, not known here."""
+    slots: list[int] = field(default_factory=list)
+    """Addresses of pointers that the code calls or jumps through."""
+    based: list[int] = field(default_factory=list)
+    """Displacements of `lea r, [base+disp32]`: offsets from the GOT in position independent i386 code."""
+    tables: list[int] = field(default_factory=list)
+    """Addresses of GDT pseudo-descriptors that the block loads."""
+    indirect: int = 0
+    """Address of the indirect jump that ends it, or 0."""
+    merges: bool = False
+    """It ends because it ran into code that is already known."""
+
+
+class BlockDecoder:
+    """Decodes blocks anywhere in a space, at any width; holds no knowledge of what was seen before."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.decoded = 0
+        self._decoders: dict[int, Decoder] = {}
+        self._instruction = Instruction()
+
+    def instruction_at(self, address: int, width: int, region: Region) -> Instruction:
+        """Decode one instruction; the object is reused by the next call (copy to keep)."""
+        decoder = self._decoders.get(width)
+        if decoder is None:
+            decoder = self._decoders[width] = Decoder(width, self.space.image.payload)
+        decoder.position = region.file_offset + address - region.vaddr
+        decoder.ip = address
+        decoder.decode_out(self._instruction)
+        self.decoded += 1
+        return self._instruction
+
+    def instructions(self, start: int, end: int, width: int) -> Iterator[Instruction]:
+        """Consecutive instructions of [start, end) inside one region; stops at an invalid one."""
+        region = self.space.find(start)
+        while region is not None and start < min(end, region.end):
+            instruction = self.instruction_at(start, width, region)
+            if instruction.is_invalid or start + instruction.len > region.end:
+                return
+            yield instruction.copy()
+            start += instruction.len
+
+    def block(
+        self, start: int, width: int, known: bytearray, region: Region, strict: bool = False
+    ) -> Block:
+        """The block at `start`; `known` holds the lengths of instructions already found in `region`.
+
+        With `strict`, decoding ends at the first implausible instruction.
+        """
+        block = Block(start, width)
+        sensitive = class_by_code()
+        payload = self.space.image.payload
+        address = start
+        for _ in range(MAX_BLOCK):
+            offset = address - region.vaddr
+            if address >= region.end:
+                block.valid = False
+                return block
+            if known[offset]:
+                block.merges = True
+                return block
+            instruction = self.instruction_at(address, width, region)
+            length = instruction.len
+            if instruction.is_invalid or address + length > region.end:
+                block.valid = False
+                return block
+            code = instruction.code
+            self._judge(block, instruction, payload, region.file_offset + offset)
+            if strict and not block.plausible:
+                return block
+            block.instructions.append((address, length))
+            if code in sensitive:
+                block.sites.append(address)
+            self._collect(block, instruction)
+            if self._flow(block, instruction, address):
+                return block
+            address += length
+        block.edges.append(Edge(address, "fall"))
+        return block
+
+    def _judge(self, block: Block, instruction: Instruction, payload: bytes, at: int) -> None:
+        """Note what real code would not contain."""
+        signs = _implausible()
+        length = instruction.len
+        if instruction.code in signs.codes:
+            on_stack = instruction.is_jmp_far_indirect or instruction.is_call_far_indirect
+            on_stack = on_stack and instruction.memory_base in (Register.ESP, Register.RSP)
+            block.plausible = block.plausible and on_stack
+        elif length == 2 and payload[at : at + 2] in signs.filler:
+            block.plausible = False
+        if block.width == 32 and length <= 2 and at and payload[at - 1 : at + length] in signs.wrong_width:
+            block.plausible = False
+            block.wrong_width = True
+
+    def _collect(self, block: Block, instruction: Instruction) -> None:
+        """Addresses that the instruction takes, for seeds and for targets."""
+        for index in range(instruction.op_count):
+            kind = instruction.op_kind(index)
+            if kind == OpKind.MEMORY:
+                if instruction.is_ip_rel_memory_operand:
+                    value = instruction.ip_rel_memory_address
+                elif instruction.memory_base == Register.NONE and instruction.memory_index == Register.NONE:
+                    value = instruction.memory_displacement
+                else:
+                    if instruction.mnemonic == Mnemonic.LEA and instruction.memory_displ_size >= 4:
+                        block.based.append(instruction.memory_displacement & 0xFFFF_FFFF)
+                    continue
+                if instruction.mnemonic == Mnemonic.LEA:
+                    self._reference(block, value)
+                elif instruction.mnemonic in (Mnemonic.CALL, Mnemonic.JMP):
+                    block.slots.append(value)
+                elif instruction.mnemonic == Mnemonic.LGDT:
+                    block.tables.append(value)
+            elif kind in _IMMEDIATE_KINDS:
+                value = instruction.immediate(index)
+                if value > 0xFFF:
+                    self._reference(block, value & 0xFFFF_FFFF if block.width == 32 else value)
+
+    def _reference(self, block: Block, value: int) -> None:
+        target = self.space.resolve(value)
+        if target is not None:
+            block.references.append(target)
+
+    def _flow(self, block: Block, instruction: Instruction, address: int) -> bool:
+        """Record the edges of a control transfer; True when the block ends here."""
+        flow = instruction.flow_control
+        if flow == FlowControl.NEXT:
+            return False
+        following = address + instruction.len
+        near = instruction.op_count and instruction.op0_kind in _BRANCH_KINDS
+        if near or flow == FlowControl.XBEGIN_XABORT_XEND:
+            if not near:
+                return False
+            delta = instruction.near_branch_target - address
+            if block.width != 64:
+                delta = (delta + 0x8000_0000) % 0x1_0000_0000 - 0x8000_0000
+            target = address + delta
+            if self.space.find(target) is None:
+                block.plausible = False
+            kind = "call" if flow == FlowControl.CALL else "jump"
+            block.edges.append(Edge(target, kind))
+            if flow == FlowControl.CALL:
+                block.edges.append(Edge(following, "after_call"))
+            elif flow != FlowControl.UNCONDITIONAL_BRANCH:
+                block.edges.append(Edge(following, "fall"))
+            return True
+        if instruction.is_jmp_far or instruction.is_call_far:
+            offset = instruction.far_branch32 if instruction.op0_kind == OpKind.FAR_BRANCH32 else instruction.far_branch16
+            target = self.space.resolve(offset)
+            if target is not None:
+                block.edges.append(Edge(target, "far", instruction.far_branch_selector))
+            if instruction.is_call_far:
+                block.edges.append(Edge(following, "after_call"))
+            return True
+        if flow == FlowControl.INDIRECT_BRANCH:
+            if not instruction.is_jmp_far_indirect:
+                block.indirect = address
+            return True
+        if flow in (FlowControl.INDIRECT_CALL, FlowControl.CALL):
+            if instruction.mnemonic != Mnemonic.CALL:
+                return False  # VMCALL and its like
+            block.edges.append(Edge(following, "after_call"))
+            return True
+        if flow == FlowControl.INTERRUPT and instruction.mnemonic == Mnemonic.INT3:
+            block.plausible = False
+            return True
+        return flow in _ENDING

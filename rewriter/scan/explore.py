@@ -1,0 +1,236 @@
+"""Discovery by recursion: follow control flow from known starts, and test guesses before they count.
+
+A *known* start (entry point, unwind record, function symbol, branch target) is followed and what
+it reaches is code. A *guess* (an address found in data, taken by an instruction, or left over in a
+gap) is first walked without a trace; only if everything it reaches looks like code is it kept.
+A block that runs into an invalid instruction is dropped as a whole: that is what follows a call
+that never returns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rewriter.scan.block import Block, BlockDecoder, Edge
+from rewriter.scan.space import Region, Space
+
+__all__ = ["Explorer", "Start"]
+
+MAX_DECODED = 6_000_000
+"""Instructions decoded before discovery stops and reports itself incomplete: bounds time on hostile input."""
+
+MAX_GUESS = 3000
+"""Instructions that one guess may be walked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to begin and how wide the code is there."""
+
+    address: int
+    width: int
+
+NEAR = 64
+"""Bytes around known code in which a guess is allowed, where no section says what is code."""
+
+
+class Explorer:
+    """What recursion has found so far. Addresses are virtual; arrays are per region, by offset."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.decoder = BlockDecoder(space)
+        self.lengths = [bytearray(region.size) for region in space.regions]
+        """Instruction length at each start, else 0."""
+        self.covered = [bytearray(region.size) for region in space.regions]
+        """1 for every byte of a known instruction."""
+        self.widths = [bytearray(region.size) for region in space.regions]
+        """Code width at each instruction start."""
+        self.targets: set[int] = set()
+        self.calls: set[int] = set()
+        self.sites: set[int] = set()
+        self.references: dict[int, int] = {}
+        self.slots: dict[int, int] = {}
+        self.based: set[int] = set()
+        self.gdt_pointers: set[int] = set()
+        self.indirect: dict[int, int] = {}
+        self.far: list[tuple[Edge, int]] = []
+        self.rejected: set[tuple[int, int]] = set()
+        self.got_bases: Counter[int] = Counter()
+        self.wrong_width = False
+        """The last guess met 64-bit code while it was read as 32-bit."""
+        self.complete = True
+        self.committed = 0
+        """Blocks taken as code: grows while discovery makes progress."""
+
+    @property
+    def exhausted(self) -> bool:
+        """True when the work limit is reached."""
+        return self.decoder.decoded > MAX_DECODED
+
+    def is_start(self, address: int) -> bool:
+        """True when a known instruction begins at `address`."""
+        region = self.space.find(address)
+        return region is not None and self.lengths[region.index][address - region.vaddr] > 0
+
+    def is_inside(self, address: int) -> bool:
+        """True when `address` is a byte of a known instruction, but not its first."""
+        region = self.space.find(address)
+        if region is None:
+            return False
+        offset = address - region.vaddr
+        return self.covered[region.index][offset] > 0 and not self.lengths[region.index][offset]
+
+    def width_at(self, address: int) -> int:
+        """Width of the known instruction at `address`, 0 when there is none."""
+        region = self.space.find(address)
+        return 0 if region is None else self.widths[region.index][address - region.vaddr]
+
+    def near_code(self, address: int) -> bool:
+        """False for a place in a region without section bounds that lies apart from all known code.
+
+        Such a region holds code, constants and data in this order; a guess behind the last known
+        function would be a guess about data.
+        """
+        region = self.space.find(address)
+        if region is None:
+            return False
+        if region.section:
+            return True
+        covered = self.covered[region.index]
+        first, last = covered.find(1), covered.rfind(1)
+        return first >= 0 and first - NEAR <= address - region.vaddr <= last + NEAR
+
+    def follow(self, starts: Iterable[Start]) -> None:
+        """Take every start as code and follow it to the end."""
+        work = [(Edge(start.address, "jump"), start.width) for start in starts]
+        while work:
+            if self.exhausted:
+                self.complete = False
+                return
+            edge, width = work.pop()
+            region = self.space.find(edge.address)
+            if region is None:
+                continue
+            if edge.kind in ("jump", "call"):
+                self.targets.add(edge.address)
+            if edge.kind == "call":
+                self.calls.add(edge.address)
+            offset = edge.address - region.vaddr
+            if self.lengths[region.index][offset]:
+                continue
+            if self.covered[region.index][offset] and edge.kind not in ("jump", "call"):
+                continue
+            block = self.decoder.block(edge.address, width, self.lengths[region.index], region)
+            if not block.valid or not block.instructions:
+                self.rejected.add((edge.address, width))
+                continue
+            self._commit(block, region)
+            for successor in block.edges:
+                if successor.kind == "far":
+                    self.far.append((successor, width))
+                else:
+                    work.append((successor, width))
+
+    def _commit(self, block: Block, region: Region) -> None:
+        lengths, covered, widths = (
+            self.lengths[region.index],
+            self.covered[region.index],
+            self.widths[region.index],
+        )
+        for address, length in block.instructions:
+            offset = address - region.vaddr
+            lengths[offset] = length
+            widths[offset] = block.width
+            covered[offset : offset + length] = b"\1" * length
+        self.committed += 1
+        self.sites.update(block.sites)
+        for reference in block.references:
+            self.references.setdefault(reference, block.width)
+        for slot in block.slots:
+            self.slots.setdefault(slot, block.width)
+        self.based.update(block.based)
+        self.gdt_pointers.update(block.tables)
+        if block.indirect:
+            self.indirect[block.indirect] = block.width
+        if block.width == 32:
+            self._note_got(block)
+
+    def _note_got(self, block: Block) -> None:
+        """`call thunk; add reg, imm32`, the thunk being `mov reg, [esp]; ret`: the i386 GOT address."""
+        call = next((edge for edge in block.edges if edge.kind == "call"), None)
+        if call is None:
+            return
+        thunk = self.space.read_static(call.address, 4)
+        if thunk is None or thunk[0] != 0x8B or thunk[1] & 0xC7 != 0x04 or thunk[2:] != b"\x24\xc3":
+            return
+        following = block.edges[-1].address
+        code = self.space.read_static(following, 6) or b""
+        if code[:1] == b"\x81" and len(code) == 6 and code[1] & 0xF8 == 0xC0:
+            self.got_bases[(following + int.from_bytes(code[2:6], "little")) & 0xFFFF_FFFF] += 1
+        elif code[:1] == b"\x05":
+            self.got_bases[(following + int.from_bytes(code[1:5], "little")) & 0xFFFF_FFFF] += 1
+
+    def guess(self, address: int, width: int) -> bool:
+        """Test whether `address` looks like code; if so, follow it. True when it is code (or was already)."""
+        region = self.space.find(address)
+        if region is None or (address, width) in self.rejected:
+            return False
+        if self.lengths[region.index][address - region.vaddr]:
+            return True
+        self.wrong_width = False
+        if self.is_inside(address) or not self._walk(address, width):
+            self.rejected.add((address, width))
+            return width == 32 and self.wrong_width and self.guess(address, 64)
+        self.follow([Start(address, width)])
+        return True
+
+    def _walk(self, address: int, width: int) -> bool:
+        work, seen, count, ended = [address], set[int](), 0, False
+        while work:
+            current = work.pop()
+            if current in seen or self.is_start(current):
+                ended = True
+                continue
+            seen.add(current)
+            region = self.space.find(current)
+            if region is None or self.is_inside(current) or (current, width) in self.rejected or self.exhausted:
+                return False
+            block = self.decoder.block(current, width, self.lengths[region.index], region, strict=True)
+            if not block.valid or not block.plausible:
+                self.wrong_width |= block.wrong_width
+                if current != address:
+                    self.rejected.add((current, width))
+                return False
+            if any(self.covered[region.index][at - region.vaddr] for at, _ in block.instructions):
+                return False
+            count += len(block.instructions)
+            if count > MAX_GUESS:
+                return True
+            ended = ended or block.merges or not any(edge.kind in ("fall", "after_call") for edge in block.edges)
+            for edge in block.edges:
+                if edge.kind == "call":
+                    if self.is_inside(edge.address):
+                        return False
+                elif edge.kind == "far":
+                    return False
+                elif edge.kind != "after_call" or self._returns_plausibly(edge.address, width):
+                    work.append(edge.address)
+                elif self.wrong_width:
+                    return False
+                else:
+                    ended = True
+        return ended and count > 1
+
+    def _returns_plausibly(self, address: int, width: int) -> bool:
+        """False when what follows a call is no code, so that the call cannot return."""
+        region = self.space.find(address)
+        if region is None:
+            return False
+        if self.lengths[region.index][address - region.vaddr]:
+            return True
+        block = self.decoder.block(address, width, self.lengths[region.index], region, strict=True)
+        self.wrong_width |= block.wrong_width
+        return block.valid and block.plausible

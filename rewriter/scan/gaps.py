@@ -1,0 +1,102 @@
+"""What recursion left over between known code: padding, unreferenced functions, or data."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewriter.decode.opcode_tables import ByteArray
+from rewriter.scan.explore import Explorer
+from rewriter.scan.space import Region
+
+__all__ = ["guess_gaps", "padding_end"]
+
+MIN_GAP = 4
+MAX_TRIES = 4096
+"""Guesses per pass: bounds the work on regions that are mostly data."""
+
+_NOPS = (
+    b"\x66\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00",
+    b"\x2e\x0f\x1f\x84\x00\x00\x00\x00\x00",
+    b"\x66\x0f\x1f\x84\x00\x00\x00\x00\x00",
+    b"\x0f\x1f\x84\x00\x00\x00\x00\x00",
+    b"\x0f\x1f\x80\x00\x00\x00\x00",
+    b"\x66\x0f\x1f\x44\x00\x00",
+    b"\x0f\x1f\x44\x00\x00",
+    b"\x0f\x1f\x40\x00",
+    b"\x0f\x1f\x00",
+    b"\x2e\x8d\xb4\x26\x00\x00\x00\x00",
+    b"\x8d\xb4\x26\x00\x00\x00\x00",
+    b"\x8d\xbc\x27\x00\x00\x00\x00",
+    b"\x8d\xb6\x00\x00\x00\x00",
+    b"\x8d\xbf\x00\x00\x00\x00",
+    b"\x2e\x8d\x74\x26\x00",
+    b"\x8d\x74\x26\x00",
+    b"\x8d\x76\x00",
+    b"\x8d\x7f\x00",
+    b"\x89\xf6",
+    b"\x66\x90",
+    b"\x90",
+    b"\xcc",
+)
+"""Padding instructions that assemblers emit (binutils gas, alt_nops and 64-bit nops), longest first."""
+
+
+def padding_end(code: bytes, at: int, end: int) -> int:
+    """Offset of the first byte of [at, end) that is no padding."""
+    while at < end:
+        prefix = 0
+        while at + prefix < end and code[at + prefix] == 0x66 and prefix < 9:
+            prefix += 1
+        match = next(
+            (n for n in range(prefix + 1) for nop in _NOPS if code.startswith(nop, at + n)), None
+        )
+        if match is None:
+            if code[at] != 0:
+                return at
+            at += 1
+            continue
+        at += match + next(len(nop) for nop in _NOPS if code.startswith(nop, at + match))
+    return end
+
+
+def _gaps(covered: ByteArray) -> list[tuple[int, int]]:
+    edges: NDArray[np.int8] = np.diff(np.concatenate(([1], covered, [1])).astype(np.int8))
+    starts, ends = np.flatnonzero(edges == -1), np.flatnonzero(edges == 1)
+    return [(int(a), int(b)) for a, b in zip(starts, ends, strict=True) if b - a >= MIN_GAP]
+
+
+def guess_gaps(explorer: Explorer, width: int) -> int:
+    """Try the starts of gaps, behind padding and at 16-byte boundaries; return how many were code."""
+    found = 0
+    for region in explorer.space.regions:
+        found += _guess_region(explorer, region, width)
+    return found
+
+
+def _guess_region(explorer: Explorer, region: Region, width: int) -> int:
+    covered = np.frombuffer(explorer.covered[region.index], np.uint8)
+    if not covered.any():
+        return 0
+    code = explorer.space.code(region).tobytes()
+    found = tries = 0
+    for start, end in _gaps(covered.copy()):
+        at = padding_end(code, start, end)
+        while at < end and tries < MAX_TRIES and not explorer.exhausted:
+            tries += 1
+            if not explorer.near_code(region.vaddr + at):
+                break
+            if explorer.guess(region.vaddr + at, width):
+                found += 1
+                at = _next_uncovered(explorer.covered[region.index], at, end)
+                at = padding_end(code, at, end)
+            elif region.section:
+                at = (at | 15) + 1
+            else:
+                break
+    return found
+
+
+def _next_uncovered(covered: bytearray, at: int, end: int) -> int:
+    position = covered.find(0, at, end)
+    return end if position < 0 else position

@@ -1,0 +1,160 @@
+"""The recursive discovery plan: which starts are sure, which guesses follow, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rewriter.image import Image
+from rewriter.scan.block import Edge
+from rewriter.scan.explore import Explorer, Start
+from rewriter.scan.frames import function_frames
+from rewriter.scan.gaps import guess_gaps
+from rewriter.scan.jump_tables import JumpTable, resolve_jump
+from rewriter.scan.pointers import absolute_pointers, relocation_addends
+from rewriter.scan.space import Space
+
+__all__ = ["Recursion"]
+
+_WIDTHS = (16, 32, 64)
+
+
+class Recursion:
+    """Runs an `Explorer` over an image until nothing new is found."""
+
+    def __init__(self, image: Image, space: Space) -> None:
+        self.image = image
+        self.space = space
+        self.explorer = Explorer(space)
+        self.tables: dict[int, JumpTable] = {}
+        self.functions: set[int] = set()
+        self._tried_far = 0
+        self._tried: set[tuple[int, int]] = set()
+
+    def run_entries(self) -> None:
+        """Follow the entry points only, each in the width that its boot protocol enters it in."""
+        starts = [Start(entry.address, entry.width) for entry in self.image.entries if entry.width in _WIDTHS]
+        self.functions.update(start.address for start in starts)
+        self.explorer.follow(starts)
+        self._settle()
+
+    def run_all(self, done: frozenset[int] = frozenset()) -> None:
+        """Everything: entries, unwind records, symbols, what code refers to, pointers in data, gaps."""
+        self.run_entries()
+        self._frames()
+        symbols = [symbol.address for symbol in self.image.symbols if symbol.kind == "function"]
+        self.functions.update(symbols)
+        width = self.common_width()
+        self.explorer.follow(Start(address, width) for address in symbols)
+        self._settle()
+        self._guess((address, width) for address in relocation_addends(self.space))
+        pointers = sorted(set(absolute_pointers(self.space)[1].tolist()))
+        self._guess((address, self.common_width()) for address in pointers)
+        for _ in range(8):
+            if not guess_gaps(self.explorer, self.common_width()):
+                break
+            self._settle()
+        self.functions |= self.explorer.calls
+
+    def common_width(self) -> int:
+        """The width that most of the known code has; the image's own before anything is known."""
+        counts = {width: sum(part.count(width) for part in self.explorer.widths) for width in _WIDTHS}
+        best = max(_WIDTHS, key=lambda width: counts[width])
+        return best if counts[best] > 64 else self.image.bits
+
+    def _frames(self) -> None:
+        frames = function_frames(self.image)
+        width = self.image.bits
+        self.functions.update(frame.start for frame in frames)
+        self.explorer.follow(Start(frame.start, width) for frame in frames)
+        self._settle()
+        for frame in frames:
+            self._sweep_rest(frame.start, frame.start + frame.size, width)
+        self._settle()
+
+    def _sweep_rest(self, start: int, end: int, width: int) -> None:
+        """Inside one function a compiler places no data: what is left over there is code too."""
+        region = self.space.find(start)
+        if region is None:
+            return
+        end = min(end, region.end)
+        covered = self.explorer.covered[region.index]
+        address = start
+        while address < end:
+            offset = covered.find(0, address - region.vaddr, end - region.vaddr)
+            if offset < 0:
+                return
+            address = region.vaddr + offset
+            self.explorer.follow([Start(address, width)])
+            if not covered[offset]:
+                return
+
+    def _settle(self) -> None:
+        """Until nothing changes: switch tables, far jumps, and addresses that found code refers to."""
+        while True:
+            before = self.explorer.committed
+            self._far_jumps()
+            self._jump_tables()
+            slots = dict(self.explorer.slots)
+            self._guess((pointer, width) for slot, width in slots.items() for pointer in self._pointer(slot, width))
+            self._guess(list(self.explorer.references.items()))
+            self._guess(self._got_references())
+            if self.explorer.committed == before or self.explorer.exhausted:
+                return
+
+    def _guess(self, seeds: Iterable[tuple[int, int]]) -> None:
+        for address, width in seeds:
+            if (address, width) not in self._tried and self.explorer.near_code(address):
+                self._tried.add((address, width))
+                self.explorer.guess(address, width)
+
+    def _pointer(self, slot: int, width: int) -> list[int]:
+        data = self.space.read_static(slot, width // 8)
+        if data is None:
+            return []
+        target = self.space.resolve(int.from_bytes(data, "little"))
+        return [] if target is None else [target]
+
+    def _got_references(self) -> list[tuple[int, int]]:
+        if not self.explorer.got_bases:
+            return []
+        got = self.explorer.got_bases.most_common(1)[0][0]
+        candidates = ((got + displacement) & 0xFFFF_FFFF for displacement in self.explorer.based)
+        return [(address, 32) for address in candidates if self.space.find(address) is not None]
+
+    def _jump_tables(self) -> None:
+        for address, width in list(self.explorer.indirect.items()):
+            if address in self.tables:
+                continue
+            table = resolve_jump(self.explorer, address, width)
+            if table is not None:
+                self.tables[address] = table
+                self.explorer.follow(Start(target, width) for target in table.targets)
+
+    def _far_jumps(self) -> None:
+        while self._tried_far < len(self.explorer.far):
+            edge, width = self.explorer.far[self._tried_far]
+            self._tried_far += 1
+            self.explorer.targets.add(edge.address)
+            if self.explorer.is_start(edge.address):
+                continue
+            known = self._selector_width(edge)
+            if known is not None:
+                self.explorer.follow([Start(edge.address, known)])
+                continue
+            for candidate in (self.image.bits, width, 96 - width):
+                if candidate in (32, 64) and self.explorer.guess(edge.address, candidate):
+                    break
+
+    def _selector_width(self, edge: Edge) -> int | None:
+        """Width of the code segment that a far jump loads, from a GDT that the image holds (SDM 3, 3.4.5)."""
+        for pointer in sorted(self.explorer.gdt_pointers):
+            for size in (8, 4):
+                head = self.space.read_static(pointer + 2, size)
+                base = int.from_bytes(head or b"", "little")
+                raw = self.space.read_static(base + (edge.selector & ~7), 8) if base else None
+                if raw is None:
+                    continue
+                access, flags = raw[5], raw[6]
+                if access & 0x98 == 0x98:  # present, code
+                    return 64 if flags & 0x20 else 32 if flags & 0x40 else 16
+        return None

@@ -1,0 +1,93 @@
+"""The executable bytes of an image as a sorted set of regions, and how addresses lead into them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from rewriter.decode.opcode_tables import ByteArray
+from rewriter.image import Image
+
+__all__ = ["Region", "Space"]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One executable section, or segment where an image has no sections. Sizes in bytes."""
+
+    index: int
+    name: str
+    vaddr: int
+    file_offset: int
+    size: int
+    section: bool
+    """True when a section header vouches for the name and the bounds."""
+
+    @property
+    def end(self) -> int:
+        """First address behind the region."""
+        return self.vaddr + self.size
+
+
+class Space:
+    """Regions of an image, none overlapping another, by address."""
+
+    def __init__(self, image: Image) -> None:
+        self.image = image
+        self.regions = _regions(image)
+        self._keys = [region.vaddr for region in self.regions]
+
+    @cached_property
+    def payload(self) -> ByteArray:
+        """The payload as an array of bytes (no copy)."""
+        return np.frombuffer(self.image.payload, np.uint8)
+
+    def find(self, address: int) -> Region | None:
+        """The region that holds a virtual address."""
+        index = bisect_right(self._keys, address) - 1
+        if index >= 0 and address < self.regions[index].end:
+            return self.regions[index]
+        return None
+
+    def code(self, region: Region) -> ByteArray:
+        """The bytes of a region (no copy)."""
+        return self.payload[region.file_offset : region.file_offset + region.size]
+
+    def resolve(self, address: int) -> int | None:
+        """A virtual address inside a region for an address that code names: virtual, or physical before paging."""
+        if self.find(address) is not None:
+            return address
+        virtual = self.image.vaddr_of_paddr(address)
+        return virtual if virtual is not None and self.find(virtual) is not None else None
+
+    def read_static(self, address: int, count: int) -> bytes | None:
+        """`count` bytes that the file holds for a virtual or physical address; None where it holds none."""
+        for candidate in (address, self.image.vaddr_of_paddr(address)):
+            offset = None if candidate is None else self.image.offset_of(candidate)
+            if offset is not None:
+                data = self.image.payload[offset : offset + count]
+                return data if len(data) == count else None
+        return None
+
+
+def _regions(image: Image) -> tuple[Region, ...]:
+    parts: list[tuple[int, int, int, str, bool]] = [
+        (section.vaddr, section.file_offset, section.file_size, section.name, True)
+        for section in image.sections
+        if section.executable and section.allocated and section.file_size
+    ]
+    if not parts:
+        parts = [
+            (segment.vaddr, segment.file_offset, segment.file_size, segment.name, False)
+            for segment in image.executable_segments()
+        ]
+    result: list[Region] = []
+    for vaddr, offset, size, name, section in sorted(parts):
+        size = min(size, len(image.payload) - offset)
+        if size <= 0 or (result and vaddr < result[-1].end):
+            continue
+        result.append(Region(len(result), name, vaddr, offset, size, section))
+    return tuple(result)
