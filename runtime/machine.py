@@ -17,7 +17,7 @@ from runtime.callpages import CallCounter, find_patched_image, install_page
 from runtime.clock import VirtualClock
 from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import answer
-from runtime.cpu.delivery import Deliverer, Event, TripleFault
+from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.start import enter_guest
@@ -62,6 +62,10 @@ class MachineConfig:
     max_time_s: float | None = None
     """Guest (virtual) seconds."""
     output_limit: int = OUTPUT_LIMIT
+    typed: bytes = b""
+    """Typed at the guest's console, as fast as the guest takes it."""
+    typed_after: str = ""
+    """The typing begins when the console has shown this."""
 
 
 class Machine:
@@ -144,6 +148,10 @@ class Machine:
                     install_page(self.memory, page, code)
             self._calls = CallCounter(self.cpu, self.patched)
         self._enter(self.hypervisor.start(entry))
+        if self.config.typed:
+            self.console.when(
+                self.config.typed_after.encode(), lambda: self.hypervisor.console_input(self.config.typed)
+            )
 
     def _enter(self, entry: EntryState) -> None:
         enter_guest(self.cpu, entry)
@@ -301,10 +309,19 @@ class Machine:
 
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         """From the CPU: see `CpuEvents.exception`."""
-        event = Event(vector, error_code, software=software)
+        if software:
+            event = software_interrupt(vector, self.linear.try_read(self._code_address(-1), 1))
+        else:
+            event = Event(vector, error_code)
         self.stats.exceptions[vector] += 1
         if not self.hypervisor.on_event(event):
             self.deliver(event)
+
+    def _code_address(self, offset: int) -> int:
+        """Linear address of RIP + `offset`."""
+        state = self.cpu.state
+        base = 0 if self.cpu.code_width == 64 else state.segments[fl.CS].base
+        return int(base + state.rip + offset)
 
     def invalid_opcode(self) -> None:
         """From the CPU: see `CpuEvents.invalid_opcode`."""

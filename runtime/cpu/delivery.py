@@ -24,7 +24,7 @@ from runtime.cpu.taskswitch import switch_task
 from runtime.cpu.vcpu import VCpu
 from runtime.memory import PageFault
 
-__all__ = ["CpuFault", "Deliverer", "Event", "TripleFault"]
+__all__ = ["CpuFault", "Deliverer", "Event", "TripleFault", "software_interrupt"]
 
 _GATE_TASK, _GATE_INT16, _GATE_TRAP16, _GATE_INT32, _GATE_TRAP32 = 0x5, 0x6, 0x7, 0xE, 0xF
 
@@ -54,6 +54,8 @@ class Event:
     error_code: int = 0
     software: bool = False
     """INT n, INT3 or INTO: the gate's DPL is checked, no error code, EXT bit clear."""
+    length: int = 0
+    """Bytes of the software interrupt's instruction: a fault while delivering it points at it."""
     external: bool = False
     """A hardware interrupt: no error code whatever the vector."""
 
@@ -83,6 +85,12 @@ class _Gate:
     ist: int
 
 
+def software_interrupt(vector: int, before: bytes) -> Event:
+    """INT n, INT3 or INTO; `before` is the byte in front of the saved RIP, which tells them apart."""
+    one_byte = (vector == fl.BP and before == b"\xcc") or (vector == fl.OV and before == b"\xce")
+    return Event(vector, software=True, length=1 if one_byte else 2)
+
+
 class Deliverer:
     """Puts events into the guest of one CPU."""
 
@@ -109,6 +117,8 @@ class Deliverer:
             except CpuFault as fault:
                 self._restore(saved)
                 nested = Event(fault.vector, fault.error_code)
+            if current.length:
+                self._cpu.state.rip -= current.length
             if current.vector == fl.DOUBLE_FAULT and not current.software and not current.external:
                 raise TripleFault(event)
             current = _combine(current, nested)

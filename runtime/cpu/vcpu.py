@@ -39,7 +39,7 @@ _EDGE = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
 )
 
-TSC_READ_COST_NS = 25
+TSC_READ_COST_NS = 200
 """Virtual cost of RDTSC; keeps the guest's polling loops short without changing what it measures."""
 
 
