@@ -23,7 +23,7 @@ import iced_x86
 import keystone
 
 from pvpatch.abi.errors import PvpatchError
-from pvpatch.abi.statement import Statement, matches, parse_statement
+from pvpatch.abi.statement import REGISTER, Statement, matches, parse_statement
 
 __all__ = ["AsmError", "Assembly", "Line", "assemble"]
 
@@ -246,8 +246,8 @@ def assemble(text: str, width: int, address: int = 0, symbols: Mapping[str, int]
     for statement in _statements(text):
         label = re.fullmatch(r"([A-Za-z_.$][\w.$]*):\s*(.*)", statement)
         while label:
-            if label[1] in names:
-                raise AsmError(f"label {label[1]!r} is defined twice")
+            if label[1] in names or REGISTER.fullmatch(label[1]):
+                raise AsmError(f"label {label[1]!r} is defined twice or names a register")
             names[label[1]] = len(items)
             statement = label[2]
             label = re.fullmatch(r"([A-Za-z_.$][\w.$]*):\s*(.*)", statement)

@@ -90,7 +90,10 @@ def document() -> dict[str, Any]:
         "features": [{"bit": f.bit, "name": f.name, "meaning": f.why} for f in spec.features],
         "errors": dict(spec.errors),
         "calls": [_call(call) for call in spec.calls],
-        "kept": [{"instruction": k.insn, "widths": list(k.widths), "reason": k.reason} for k in spec.kept],
+        "kept": [
+            {"instruction": k.insn, "widths": list(k.widths), "rest": k.rest, "reason": k.reason}
+            for k in spec.kept
+        ],
         "structures": [_structure(item) for item in (HEADER, LOCATOR, vcpu_page())],
         "mappings": mappings,
     }

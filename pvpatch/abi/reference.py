@@ -150,6 +150,10 @@ def _mapping_row(row: MappingRow) -> tuple[str, str, str]:
     return number, row.name, calls + (f" ({row.note})" if row.note else "")
 
 
+def _only(widths: tuple[int, ...]) -> str:
+    return f" ({widths[0]}-bit code)" if len(widths) == 1 else ""
+
+
 def reference(spec: Spec | None = None) -> str:
     """Text of docs/abi.md."""
     spec = spec or load_spec()
@@ -176,7 +180,7 @@ def reference(spec: Spec | None = None) -> str:
     lines += ["## Sensitive instructions that stay", ""]
     lines += ["Every other sensitive or privileged instruction maps to a call above.", ""]
     kept = [
-        (f"`{item.insn}`" + (f" ({item.widths[0]}-bit)" if len(item.widths) == 1 else ""), item.reason)
+        (f"`{item.insn}`" + (", other forms" if item.rest else _only(item.widths)), item.reason)
         for item in spec.kept
     ]
     lines += _table(("instruction", "why"), kept)

@@ -207,11 +207,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Kept:
-    """A sensitive instruction that stays as it is, and why."""
+    """A sensitive instruction that stays as it is, and why.
+
+    With `rest` only the forms that no call replaces stay: look for a form first.
+    """
 
     insn: str
     reason: str
     widths: tuple[int, ...] = WIDTHS
+    rest: bool = False
 
 
 @dataclass(frozen=True)
@@ -338,7 +342,8 @@ def parse_spec(text: str) -> Spec:
             features=tuple(Feature(**item) for item in data["feature"]),
             calls=tuple(_call(item, data["stack"], (1, 0)) for item in data["call"]),
             kept=tuple(
-                Kept(item["insn"], item["reason"], tuple(item.get("widths", WIDTHS))) for item in data["kept"]
+                Kept(item["insn"], item["reason"], tuple(item.get("widths", WIDTHS)), item.get("rest", False))
+                for item in data["kept"]
             ),
             retired=tuple(data["retired"]),
         )

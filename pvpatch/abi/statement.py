@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Operand", "Statement", "matches", "parse_statement"]
+__all__ = ["REGISTER", "Operand", "Statement", "matches", "parse_statement"]
 
 PREFIXES = {"rep", "repe", "repz", "repne", "repnz", "lock"}
 SIZE_BITS = {"byte": 8, "word": 16, "dword": 32, "fword": 48, "qword": 64, "xmmword": 128, "oword": 128}

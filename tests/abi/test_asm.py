@@ -30,6 +30,7 @@ RIGHT = [
     ("xchg eax, [esp]", 32, "870424"),
     ("mov eax, [esp+4*2]", 32, "8b442408"),
     ("int 3", 32, "cd03"),
+    ("mov eax, [ebx+4-8]", 32, "8b43fc"),
     ("rep movsd", 32, "f3a5"),
     ("endbr64", 64, "f30f1efa"),
 ]
@@ -57,6 +58,7 @@ def test_right_code(text: str, width: int, code: str) -> None:
         (".rept 3", 32),
         (".include x", 32),
         ("a: nop; a: nop", 32),
+        ("edx: nop", 32),
         ("mov eax, [eax+", 32),
         ("jmp 0x10,", 32),
     ],

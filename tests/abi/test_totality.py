@@ -42,6 +42,21 @@ def test_every_sensitive_instruction_has_one_answer(width: int, name: str, code:
         assert found.call.name == call
 
 
+def test_every_instruction_the_decoder_calls_privileged_has_an_answer() -> None:
+    spec = load_spec()
+    answered = {(form.insn, width) for call in spec.calls for form in call.replaces for width in form.widths}
+    answered |= {(kept.insn, width) for kept in spec.kept for width in kept.widths}
+    names = {number: name.lower() for name, number in vars(iced_x86.Mnemonic).items() if name.isupper()}
+    privileged = set()
+    for name, code in vars(iced_x86.Code).items():
+        if name.isupper() and isinstance(code, int) and iced_x86.OpCodeInfo(code).is_privileged:
+            info = iced_x86.OpCodeInfo(code)
+            modes = [width for width, exists in ((32, info.mode32), (64, info.mode64)) if exists]
+            privileged |= {(names[info.mnemonic], width) for width in modes}
+    assert len(privileged) > 150
+    assert not privileged - answered
+
+
 @pytest.mark.parametrize("interface", INTERFACES)
 def test_every_number_of_the_interface_is_mapped(interface: str) -> None:
     mapping = load_mapping(interface)
