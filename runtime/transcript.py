@@ -28,6 +28,7 @@ class Transcript:
         self._show = show
         self._limit = limit
         self._found = False
+        self._waits: list[tuple[bytes, int, Callable[[], None]]] = []
 
     def write(self, data: bytes) -> None:
         """Take what the guest printed; beyond the limit it is dropped."""
@@ -42,8 +43,21 @@ class Transcript:
         if self._until and not self._found and self._content.find(self._until, start) >= 0:
             self._found = True
             self._on_found()
+        self._check_waits()
         if len(self._content) >= self._limit:
             self._on_full()
+
+    def when(self, text: bytes, callback: Callable[[], None]) -> None:
+        """Call `callback` once, as soon as `text` is printed from now on (at once when it is empty)."""
+        self._waits.append((text, len(self._content), callback))
+        self._check_waits()
+
+    def _check_waits(self) -> None:
+        for wait in list(self._waits):
+            text, start, callback = wait
+            if self._content.find(text, start) >= 0:
+                self._waits.remove(wait)
+                callback()
 
     @property
     def found(self) -> bool:

@@ -87,6 +87,12 @@ def run_command(
     max_time: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="end with 5 after this much guest time")
     ] = None,
+    typed: Annotated[
+        str, typer.Option("--input", metavar="FILE", help="bytes typed at the guest's console")
+    ] = "",
+    typed_after: Annotated[
+        str, typer.Option("--input-after", metavar="TEXT", help="type only when the console has shown it")
+    ] = "",
     transcript: Annotated[str, typer.Option(metavar="FILE", help="console output, - is stdout")] = "",
     stats: Annotated[str, typer.Option(metavar="FILE", help="counters as JSON, - is stdout")] = "",
     trace: Annotated[str, typer.Option(metavar="FILE", help="events as JSON lines, - is stdout")] = "",
@@ -102,6 +108,7 @@ def run_command(
         initrd=_read(initrd, "initial ramdisk") if initrd else b"",
         modules=tuple(_module(entry) for entry in module or ()),
     )
+    keys = _read(typed, "console input") if typed else b""
     wanted = {"transcript": transcript, "stats": stats, "trace": trace}
     files: dict[str, OutputFile] = {}
     try:
@@ -114,7 +121,14 @@ def run_command(
             console.buffer.write(data)
             console.buffer.flush()
 
-        config = MachineConfig(memory_mib=memory, request=request, until=until, max_time_s=max_time)
+        config = MachineConfig(
+            memory_mib=memory,
+            request=request,
+            until=until,
+            max_time_s=max_time,
+            typed=keys,
+            typed_after=typed_after,
+        )
         tracer = JsonLinesTracer(files["trace"].stream) if "trace" in files else None
         machine = Machine(config, parsed, chosen, show, tracer)
         with _interruptible(machine):

@@ -131,6 +131,10 @@ class Hypervisor:
     def on_halt(self) -> None:
         """The guest executed HLT at privilege 0 (RIP is after it)."""
 
+    def console_input(self, data: bytes) -> None:
+        """Bytes typed at the guest's console."""
+        self.machine.platform.console_input(data)
+
     def is_own_code(self, address: int) -> bool:
         """True for linear addresses of the hypervisor's own guest-side code, which is not watched."""
         return False

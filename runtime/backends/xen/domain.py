@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -96,6 +97,8 @@ class Domain:
     runstate_area: int = 0
     """Guest virtual address where the run state is kept up to date, 0: none."""
     console_output: bytearray = field(default_factory=bytearray)
+    log: Callable[[str], None] = lambda _text: None
+    """Where Xen's own console messages about this domain go."""
 
     # -- the shared page ---------------------------------------------------------------------
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind, Register
+from iced_x86 import Instruction, Mnemonic, Register
 
 from runtime.backends.xen.domain import Domain
-from runtime.backends.xen.frames import PageType, XenError
+from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.hypercalls import call
 from runtime.backends.xen.hypercalls.cpu import get_debugreg, set_debugreg
 from runtime.backends.xen.hypercalls.tables import canonical
@@ -188,52 +188,6 @@ class Emulator:
             return True
         return index in READABLE
 
-    # -- page tables mapped read-only ------------------------------------------------------------
-
-    def write_to_page_table(self, address: int) -> bool:
-        """A write fault of the guest's kernel: True if it was a write to an L1 entry and is done."""
-        found = self.domain.tables.walk(self.domain.space.root(), address)
-        if found is None or found.writable:
-            return False
-        mfn = found.address >> 12
-        frames = self.domain.frames
-        if not frames.owned(mfn) or not frames.type_count[mfn] or frames.kind[mfn] != PageType.L1:
-            return False
-        instruction = decode_at(self.cpu, self.linear)
-        if instruction is None or not instruction.op_count or instruction.op0_kind != OpKind.MEMORY:
-            return False
-        size = int(MemorySizeExt.size(instruction.memory_size))
-        if size not in (4, 8) or found.address % size:
-            return False
-        old = int.from_bytes(self.domain.memory.load(found.address, size), "little")
-        operands = Operands(self.cpu, instruction)
-        result = _stored(instruction, operands, old, size)
-        if result is None:
-            return False
-        new, finish = result
-        if new is not None and not self._update_entry(found.address, new, size):
-            return False
-        finish()
-        self.domain.cpu.flush()
-        self.counts["page-table write"] = self.counts.get("page-table write", 0) + 1
-        operands.skip()
-        return True
-
-    def _update_entry(self, address: int, value: int, size: int) -> bool:
-        entry = address & ~7
-        if size == 4:
-            old = int.from_bytes(self.domain.memory.load(entry, 8), "little")
-            shift = 8 * (address - entry)
-            value = old & ~(0xFFFFFFFF << shift) | value << shift
-        try:
-            self.domain.tables.write_entry(entry, value)
-        except XenError:
-            # A PAE entry written in halves passes through a wrong value: Xen makes it not present.
-            if size != 4 or address != entry:
-                return False
-            self.domain.tables.write_entry(entry, value & ~1)
-        return True
-
 
 MNEMONICS = {
     value: name.lower()
@@ -241,50 +195,6 @@ MNEMONICS = {
     if isinstance(value, int) and not name.startswith("_")
 }
 _ACCUMULATOR_BYTES = {Register.AL: 1, Register.AX: 2, Register.EAX: 4}
-
-
-def _stored(
-    instruction: Instruction, operands: Operands, old: int, size: int
-) -> tuple[int | None, Callable[[], None]] | None:
-    """(value to store or None, what else changes) for the store instructions that kernels use on entries."""
-    mask = (1 << 8 * size) - 1
-    cpu = operands.cpu
-
-    def nothing() -> None:
-        return
-
-    def set_flag(flag: int, value: bool) -> Callable[[], None]:
-        def change() -> None:
-            cpu.rflags = cpu.rflags & ~flag | (flag if value else 0)
-
-        return change
-
-    mnemonic = instruction.mnemonic
-    if mnemonic == Mnemonic.MOV:
-        return operands.value(1) & mask, nothing
-    if mnemonic in (Mnemonic.AND, Mnemonic.OR):
-        other = operands.value(1) & mask
-        value = old & other if mnemonic == Mnemonic.AND else old | other
-        return value, set_flag(fl.ZF, value == 0)
-    if mnemonic == Mnemonic.XCHG:
-        register = instruction.op1_register
-        value = operands.register(register)
-        return value, lambda: operands.set_register(register, old)
-    if mnemonic == Mnemonic.CMPXCHG:
-        accumulator = Register.RAX if size == 8 else Register.EAX
-        if operands.register(accumulator) == old:
-            return operands.value(1) & mask, set_flag(fl.ZF, True)
-
-        def failed() -> None:
-            operands.set_register(accumulator, old)
-            cpu.rflags &= ~fl.ZF
-
-        return None, failed
-    if mnemonic in (Mnemonic.BTR, Mnemonic.BTS, Mnemonic.BTC):
-        bit = 1 << (operands.value(1) % (8 * size))
-        value = {Mnemonic.BTR: old & ~bit, Mnemonic.BTS: old | bit}.get(mnemonic, old ^ bit)
-        return value, set_flag(fl.CF, bool(old & bit))
-    return None
 
 
 _PRIVILEGED: dict[int, Callable[[Emulator, Instruction], bool]] = {

@@ -22,6 +22,7 @@ from runtime.backends.xen.guestspace import GuestSpace
 from runtime.backends.xen.hypercalls import call
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, names, numbers
 from runtime.backends.xen.machine_memory import GDT_PAGES, MachineMemory, build_hole
+from runtime.backends.xen.page_writes import PageTableWrites
 from runtime.backends.xen.paging import HoleEntries, PageTables
 from runtime.backends.xen.store import Store
 from runtime.backends.xen.timers import Timers
@@ -94,6 +95,7 @@ class XenHypervisor(Hypervisor):
     domain: Domain
     traps: Traps
     emulator: Emulator
+    page_writes: PageTableWrites
     store: Store
     ring: ConsoleRing
 
@@ -150,6 +152,7 @@ class XenHypervisor(Hypervisor):
             hole=extent,
             m2p=self.hole.m2p,
             max_pages=self.ram_frames,
+            log=lambda text: self.machine.trace("xen", text=text),
         )
         p2m = list(range(self.ram_frames - 1, -1, -1))
         for mfn in p2m:
@@ -209,6 +212,7 @@ class XenHypervisor(Hypervisor):
         domain.kernel_sp, domain.kernel_ss = plan.stack_top, FLAT[self.width]["kernel_ss"]
         self.traps = Traps(domain, self.machine.cpu)
         self.emulator = Emulator(domain, self.machine.cpu)
+        self.page_writes = PageTableWrites(domain, self.machine.cpu)
         self.emulator.write_hypercall_page = lambda gpa: self._hypercall_page_at(plan.p2m, gpa)
         page = plan.notes.hypercall_page
         if page is not None:
@@ -432,7 +436,7 @@ class XenHypervisor(Hypervisor):
     def _page_fault(self, error_code: int) -> bool:
         """A write to a read-only page table, a stale translation, or the guest's own fault."""
         address = int(self.machine.cpu.state.cr[2])
-        if self.traps.in_kernel and error_code & 3 == 3 and self.emulator.write_to_page_table(address):
+        if self.traps.in_kernel and error_code & 3 == 3 and self.page_writes.emulate(address):
             return True
         found = self.domain.tables.walk(self._root(), address)
         if (
@@ -479,6 +483,7 @@ class XenHypervisor(Hypervisor):
         """Deliveries and emulated instructions by kind."""
         own = {f"delivered {name}": count for name, count in self.traps.delivered.items()}
         own.update({f"emulated {name}": count for name, count in self.emulator.counts.items()})
+        own["emulated page-table write"] = self.page_writes.count
         own["frames in use as tables"] = sum(
             int((self.frames.kind == kind).sum()) for kind in range(PageType.L1, PageType.L4 + 1)
         )

@@ -26,7 +26,8 @@ FRAME_MASK = 0x000F_FFFF_FFFF_F000
 ALLOWED = PRESENT | WRITE | USER | ACCESSED | DIRTY | 0xE00 | AVAILABLE_HIGH | NX
 """Flag bits a guest may set at every level (the complement of base_disallow_mask)."""
 ALLOWED_L1 = ALLOWED | GLOBAL
-ALLOWED_PAE_L3 = PRESENT | 0xE00
+ALLOWED_PAE_L3 = PRESENT | WRITE | USER | ACCESSED | DIRTY | 0xE00
+"""The complement of COMPAT_L3_DISALLOW_MASK: a 64-bit Xen gives pv32 guests these, unlike PAE hardware."""
 SHIFT = {1: 12, 2: 21, 3: 30, 4: 39}
 
 
@@ -233,8 +234,10 @@ class PageTables:
 
     def _adjusted(self, value: int, level: int) -> int:
         """The entry as Xen stores it: a pv64 kernel runs at CPL 3, so every entry is a user one."""
-        if self.width == 32 or not value & PRESENT:
+        if not value & PRESENT:
             return value
+        if self.width == 32:
+            return value | WRITE | USER if level == 3 else value
         if level > 1:
             return value | USER
         if not value & USER:

@@ -32,6 +32,7 @@ def call(domain: Domain, number: int, arguments: Sequence[int]) -> int:
     try:
         return function(domain, arguments)
     except XenError as error:
+        domain.log(f"hypercall {number}: {error}")
         return -int(error.errno)
 
 
