@@ -4,7 +4,9 @@
 the byte filters and the confirmation by iced cannot disagree.
 """
 
+import re
 import tomllib
+from bisect import bisect_left
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -36,8 +38,31 @@ class InstructionClass:
 
 
 @cache
-def _code_names() -> dict[str, int]:
-    return {name: value for name, value in vars(Code).items() if name.isupper() and isinstance(value, int)}
+def code_names() -> dict[str, int]:
+    """Name of every instruction code of iced -> its number, sorted by name."""
+    return {
+        name: vars(Code)[name]
+        for name in sorted(vars(Code))
+        if name.isupper() and isinstance(vars(Code)[name], int)
+    }
+
+
+def codes_matching(pattern: str) -> list[int]:
+    """Numbers of the instruction codes whose name matches a shell pattern."""
+    literal = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+    names = _sorted_names()
+    found = []
+    for name in names[bisect_left(names, literal) :]:
+        if not name.startswith(literal):
+            break
+        if fnmatchcase(name, pattern):
+            found.append(code_names()[name])
+    return found
+
+
+@cache
+def _sorted_names() -> list[str]:
+    return list(code_names())
 
 
 @cache
@@ -49,7 +74,7 @@ def instruction_classes() -> tuple[InstructionClass, ...]:
     for row in tomllib.loads(text)["instruction"]:
         codes: list[int] = []
         for pattern in row["codes"]:
-            found = [value for name, value in _code_names().items() if fnmatchcase(name, pattern)]
+            found = codes_matching(pattern)
             if not found:
                 raise ValueError(f"instructions.toml: {row['kind']}: no instruction code matches {pattern}")
             codes += found

@@ -5,13 +5,12 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 
-from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
-from rewriter.decode.classification import class_by_code
+from rewriter.decode.classification import class_by_code, codes_matching
 from rewriter.scan.space import Region, Space
 
 __all__ = ["Block", "BlockDecoder", "Edge"]
@@ -36,8 +35,7 @@ class _Implausible:
 @cache
 def _implausible() -> _Implausible:
     data = tomllib.loads(files("rewriter.scan").joinpath("implausible.toml").read_text(encoding="utf-8"))
-    names = {name: value for name, value in vars(Code).items() if name.isupper() and isinstance(value, int)}
-    codes = {value for name, value in names.items() if any(fnmatchcase(name, row) for row in data["codes"])}
+    codes = {code for pattern in data["codes"] for code in codes_matching(pattern)}
     return _Implausible(
         frozenset(codes),
         frozenset(bytes.fromhex(row) for row in data["bytes"]),
@@ -112,9 +110,7 @@ class BlockDecoder:
             yield instruction.copy()
             start += instruction.len
 
-    def block(
-        self, start: int, width: int, known: bytearray, region: Region, strict: bool = False
-    ) -> Block:
+    def block(self, start: int, width: int, known: bytearray, region: Region, strict: bool = False) -> Block:
         """The block at `start`; `known` holds the lengths of instructions already found in `region`.
 
         With `strict`, decoding ends at the first implausible instruction.
@@ -217,7 +213,11 @@ class BlockDecoder:
                 block.edges.append(Edge(following, "fall"))
             return True
         if instruction.is_jmp_far or instruction.is_call_far:
-            offset = instruction.far_branch32 if instruction.op0_kind == OpKind.FAR_BRANCH32 else instruction.far_branch16
+            offset = (
+                instruction.far_branch32
+                if instruction.op0_kind == OpKind.FAR_BRANCH32
+                else instruction.far_branch16
+            )
             target = self.space.resolve(offset)
             if target is not None:
                 block.edges.append(Edge(target, "far", instruction.far_branch_selector))

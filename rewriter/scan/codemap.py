@@ -157,7 +157,10 @@ class CodeMap:
         if found is None:
             return list(range(start, end))
         base = found.region.vaddr
-        return [start + int(at) for at in np.flatnonzero(self.flow.targets[found.region.index][start - base : end - base])]
+        return [
+            start + int(at)
+            for at in np.flatnonzero(self.flow.targets[found.region.index][start - base : end - base])
+        ]
 
     def block_bounds(self, address: int) -> tuple[int, int] | None:
         """[start, end) of the basic block around the known instruction at `address`.

@@ -84,7 +84,9 @@ class SiteDescriber:
             reason=reason,
         )
 
-    def call_site(self, instruction: Instruction, region: Region, width: int, dialect: str, detail: str) -> Site:
+    def call_site(
+        self, instruction: Instruction, region: Region, width: int, dialect: str, detail: str
+    ) -> Site:
         """The site of a call that already speaks to a hypervisor."""
         site = self._site(instruction, region, width)
         kind = "paravirt_call" if dialect == "pvops" else "hypercall"

@@ -23,9 +23,7 @@ KVM_SIGNATURE = b"KVMKVMKVM\0\0\0"
 XEN_SIGNATURE = b"XenVMMXenVMM"
 
 
-def paravirt_sites(
-    image: Image, space: Space, tables: KernelTables, describer: SiteDescriber
-) -> list[Site]:
+def paravirt_sites(image: Image, space: Space, tables: KernelTables, describer: SiteDescriber) -> list[Site]:
     """The calls that .parainstructions lists (one site each, at the call instruction itself)."""
     decoder = BlockDecoder(space)
     sites: list[Site] = []
@@ -44,7 +42,9 @@ def paravirt_sites(
 def _is_slot_call(instruction: Instruction) -> bool:
     if instruction.mnemonic not in (Mnemonic.CALL, Mnemonic.JMP) or not instruction.op_count:
         return False
-    return bool(instruction.op0_kind == OpKind.MEMORY and instruction.code not in (Code.CALL_M1616, Code.JMP_M1616))
+    return bool(
+        instruction.op0_kind == OpKind.MEMORY and instruction.code not in (Code.CALL_M1616, Code.JMP_M1616)
+    )
 
 
 def _slot_operand(instruction: Instruction) -> str:

@@ -32,6 +32,7 @@ class Start:
     address: int
     width: int
 
+
 NEAR = 64
 """Bytes around known code in which a guess is allowed, where no section says what is code."""
 
@@ -41,6 +42,8 @@ class Explorer:
 
     def __init__(self, space: Space) -> None:
         self.space = space
+        self.settled: frozenset[int] = frozenset()
+        """Regions whose code of the image's own width is known by other means; it is not followed."""
         self.decoder = BlockDecoder(space)
         self.lengths = [bytearray(region.size) for region in space.regions]
         """Instruction length at each start, else 0."""
@@ -88,6 +91,9 @@ class Explorer:
         region = self.space.find(address)
         return 0 if region is None else self.widths[region.index][address - region.vaddr]
 
+    def _is_settled(self, region: Region, width: int) -> bool:
+        return region.index in self.settled and width == self.space.image.bits
+
     def near_code(self, address: int) -> bool:
         """False for a place in a region without section bounds that lies apart from all known code.
 
@@ -119,7 +125,7 @@ class Explorer:
             if edge.kind == "call":
                 self.calls.add(edge.address)
             offset = edge.address - region.vaddr
-            if self.lengths[region.index][offset]:
+            if self.lengths[region.index][offset] or self._is_settled(region, width):
                 continue
             if self.covered[region.index][offset] and edge.kind not in ("jump", "call"):
                 continue
@@ -178,6 +184,8 @@ class Explorer:
         region = self.space.find(address)
         if region is None or (address, width) in self.rejected:
             return False
+        if self._is_settled(region, width):
+            return True
         if self.lengths[region.index][address - region.vaddr]:
             return True
         self.wrong_width = False
@@ -196,7 +204,15 @@ class Explorer:
                 continue
             seen.add(current)
             region = self.space.find(current)
-            if region is None or self.is_inside(current) or (current, width) in self.rejected or self.exhausted:
+            if region is not None and self._is_settled(region, width):
+                ended = True
+                continue
+            if (
+                region is None
+                or self.is_inside(current)
+                or (current, width) in self.rejected
+                or self.exhausted
+            ):
                 return False
             block = self.decoder.block(current, width, self.lengths[region.index], region, strict=True)
             if not block.valid or not block.plausible:
@@ -209,7 +225,9 @@ class Explorer:
             count += len(block.instructions)
             if count > MAX_GUESS:
                 return True
-            ended = ended or block.merges or not any(edge.kind in ("fall", "after_call") for edge in block.edges)
+            ended = (
+                ended or block.merges or not any(edge.kind in ("fall", "after_call") for edge in block.edges)
+            )
             for edge in block.edges:
                 if edge.kind == "call":
                     if self.is_inside(edge.address):

@@ -21,7 +21,14 @@ from rewriter.scan.sweeping import Sweep
 
 __all__ = ["compute_flow"]
 
-NOT_POINTERS = (".orc_unwind_ip", ".orc_unwind", ".smp_locks", ".retpoline_sites", ".return_sites", ".eh_frame")
+NOT_POINTERS = (
+    ".orc_unwind_ip",
+    ".orc_unwind",
+    ".smp_locks",
+    ".retpoline_sites",
+    ".return_sites",
+    ".eh_frame",
+)
 """Tables of code addresses that lead no control: their entries are windows, or nothing at all."""
 
 
@@ -92,7 +99,9 @@ def compute_flow(
 
 
 def _absolute(offsets: NDArray[np.int64], region: Region, bits: int) -> NDArray[np.uint64]:
-    result: NDArray[np.uint64] = (offsets.astype(np.uint64) + np.uint64(region.vaddr)) & np.uint64((1 << bits) - 1)
+    result: NDArray[np.uint64] = (offsets.astype(np.uint64) + np.uint64(region.vaddr)) & np.uint64(
+        (1 << bits) - 1
+    )
     return result
 
 

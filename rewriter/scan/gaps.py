@@ -48,9 +48,7 @@ def padding_end(code: bytes, at: int, end: int) -> int:
         prefix = 0
         while at + prefix < end and code[at + prefix] == 0x66 and prefix < 9:
             prefix += 1
-        match = next(
-            (n for n in range(prefix + 1) for nop in _NOPS if code.startswith(nop, at + n)), None
-        )
+        match = next((n for n in range(prefix + 1) for nop in _NOPS if code.startswith(nop, at + n)), None)
         if match is None:
             if code[at] != 0:
                 return at

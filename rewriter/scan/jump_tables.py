@@ -160,7 +160,10 @@ def _guard(before: list[Instruction]) -> int:
     """The tightest bound on the index that the code before shows (`cmp` with `ja`, `and`, `shr`); 0 without one."""
     bounds = []
     for instruction in before:
-        if instruction.op_count != 2 or not OpKind.IMMEDIATE8 <= instruction.op1_kind <= OpKind.IMMEDIATE32TO64:
+        if (
+            instruction.op_count != 2
+            or not OpKind.IMMEDIATE8 <= instruction.op1_kind <= OpKind.IMMEDIATE32TO64
+        ):
             continue
         limit = int(instruction.immediate(1)) & 0xFFFF_FFFF
         if instruction.mnemonic in (Mnemonic.CMP, Mnemonic.AND) and limit < MAX_ENTRIES:

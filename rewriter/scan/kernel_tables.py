@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rewriter.image import Image, Table
 from rewriter.scan.codemap import Window
+from rewriter.scan.pointers import stored_ranges
 from rewriter.scan.space import Space
 
 __all__ = ["Alternative", "KernelTables", "Paravirt", "patch_windows", "read_kernel_tables"]
@@ -73,7 +74,10 @@ def _relative(image: Image, table: Table, stride: int, column: int) -> list[int]
     values = words[:, column : column + 4].copy().view(SIGNED32).reshape(-1).astype(np.int64)
     places = np.arange(count, dtype=np.int64) * stride + column
     mask = (1 << image.bits) - 1
-    return [(table.address + place + value) & mask for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+    return [
+        (table.address + place + value) & mask
+        for place, value in zip(places.tolist(), values.tolist(), strict=True)
+    ]
 
 
 def _alternatives(image: Image, space: Space) -> tuple[Alternative, ...]:
@@ -96,7 +100,9 @@ def _alternatives(image: Image, space: Space) -> tuple[Alternative, ...]:
                 break
             flag = 1 << 15 if form == "<iiHBB" else 1 << 16
             result.append(
-                Alternative(original, length, replacement, new_length, feature & (flag - 1), bool(feature & flag))
+                Alternative(
+                    original, length, replacement, new_length, feature & (flag - 1), bool(feature & flag)
+                )
             )
         else:
             return tuple(result)
@@ -110,7 +116,10 @@ def _paravirt(image: Image, space: Space) -> tuple[Paravirt, ...]:
     data = image.data_of(table)
     form = "<QBB6x" if image.bits == 64 else "<IBB2x"
     size = struct.calcsize(form)
-    rows = [Paravirt(ip, length, slot) for ip, slot, length in struct.iter_unpack(form, data[: len(data) // size * size])]
+    rows = [
+        Paravirt(ip, length, slot)
+        for ip, slot, length in struct.iter_unpack(form, data[: len(data) // size * size])
+    ]
     return tuple(row for row in rows if row.length and space.find(row.address) is not None)
 
 
@@ -164,20 +173,23 @@ class _StructureSearch:
         """Windows of jump labels, static calls and ftrace sites, and the targets of jump labels."""
         windows: list[Window] = []
         targets: set[int] = set()
-        for segment in self.image.segments:
-            if segment.file_size < 64:
-                continue
-            data = np.frombuffer(
-                self.image.payload, np.uint8, segment.file_size & ~7, segment.file_offset
-            )
-            self._labels(data, segment.vaddr, windows, targets)
-            self._ftrace(data, segment.vaddr, windows)
+        holes = [(table.address, table.address + table.size) for table in self.image.tables]
+        holes += [(region.vaddr, region.end) for region in self.space.regions]
+        for low, high in stored_ranges(self.image, sorted(holes)):
+            offset = self.image.offset_of(low)
+            if offset is not None and high - low >= 64:
+                low, offset = (low + 7) & ~7, offset + (-low & 7)
+                data = np.frombuffer(self.image.payload, np.uint8, (high - low) & ~7, offset)
+                self._labels(data, low, windows, targets)
+                self._ftrace(data, low, windows)
         return windows, targets
 
     def _labels(self, data: ByteRange, base: int, windows: list[Window], targets: set[int]) -> None:
         words = data.view(SIGNED32).astype(np.int64)
-        where = np.arange(words.size, dtype=np.int64) * 4 + base
-        code = (where + words).astype(np.uint64)
+        where = np.arange(words.size, dtype=np.uint64) * np.uint64(4) + np.uint64(base)
+        code = where + words.astype(np.uint64)
+        if self.image.bits == 32:
+            code &= np.uint64(0xFFFF_FFFF)
         hit = np.flatnonzero(words != 0)
         low = min(region.vaddr for region in self.space.regions)
         high = max(region.end for region in self.space.regions)
@@ -222,14 +234,15 @@ class _StructureSearch:
                 windows.append(Window(address, address + 5, "mcount"))
 
 
-
-
-
 def _patchable(first: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """NOP5 (0F 1F 44), NOP2 (66 90; 3E 8D on i386), JMP rel32, JMP rel8: what a jump label starts out as."""
     a, b = first[:, 0], first[:, 1]
     result: NDArray[np.bool_] = (
-        ((a == 0x0F) & (b == 0x1F)) | ((a == 0x66) & (b == 0x90)) | (a == 0xE9) | (a == 0xEB) | ((a == 0x3E) & (b == 0x8D))
+        ((a == 0x0F) & (b == 0x1F))
+        | ((a == 0x66) & (b == 0x90))
+        | (a == 0xE9)
+        | (a == 0xEB)
+        | ((a == 0x3E) & (b == 0x8D))
     )
     return result
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rewriter.image import Image, Segment
 from rewriter.scan.space import Space
 
-__all__ = ["absolute_pointers", "relative_pointers", "relocation_addends"]
+__all__ = ["absolute_pointers", "relative_pointers", "relocation_addends", "stored_ranges"]
 
 Addresses = NDArray[np.uint64]
 
@@ -81,7 +81,7 @@ def relative_pointers(space: Space, skip: list[tuple[int, int]]) -> tuple[Addres
     outside = [*skip, *((region.vaddr, region.end) for region in space.regions)]
     places: list[Addresses] = []
     found: list[Addresses] = []
-    for low, high in _remaining(image, sorted(outside)):
+    for low, high in stored_ranges(image, sorted(outside)):
         offset = image.offset_of(low)
         count = (high - low) // 4
         if offset is None or count <= 0:
@@ -91,6 +91,8 @@ def relative_pointers(space: Space, skip: list[tuple[int, int]]) -> tuple[Addres
             part = words[begin : begin + CHUNK]
             where = np.arange(begin, begin + part.size, dtype=np.uint64) * np.uint64(4) + np.uint64(low)
             values = where + part.astype(np.int64).astype(np.uint64)
+            if image.bits == 32:
+                values &= np.uint64(0xFFFF_FFFF)
             hits = np.flatnonzero(_inside(values, bounds) & (part != 0))
             places.append(where[hits])
             found.append(values[hits])
@@ -99,7 +101,7 @@ def relative_pointers(space: Space, skip: list[tuple[int, int]]) -> tuple[Addres
     return np.concatenate(places), np.concatenate(found)
 
 
-def _remaining(image: Image, holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def stored_ranges(image: Image, holes: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Aligned address ranges of the image's stored bytes without `holes` (sorted)."""
     result: list[tuple[int, int]] = []
     for segment in _segments(image):
@@ -121,7 +123,10 @@ def relocation_addends(space: Space) -> list[int]:
     result: set[int] = set()
     for segment in _segments(image):
         words = np.frombuffer(
-            image.payload, np.dtype(f"<u{image.bits // 8}"), segment.file_size // (image.bits // 8), segment.file_offset
+            image.payload,
+            np.dtype(f"<u{image.bits // 8}"),
+            segment.file_size // (image.bits // 8),
+            segment.file_offset,
         )
         stride = 3 if image.bits == 64 else 2
         limit = segment.vaddr + segment.mem_size

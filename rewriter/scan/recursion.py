@@ -37,7 +37,7 @@ class Recursion:
         self.explorer.follow(starts)
         self._settle()
 
-    def run_all(self, done: frozenset[int] = frozenset()) -> None:
+    def run_all(self) -> None:
         """Everything: entries, unwind records, symbols, what code refers to, pointers in data, gaps."""
         self.run_entries()
         self._frames()
@@ -95,7 +95,9 @@ class Recursion:
             self._far_jumps()
             self._jump_tables()
             slots = dict(self.explorer.slots)
-            self._guess((pointer, width) for slot, width in slots.items() for pointer in self._pointer(slot, width))
+            self._guess(
+                (pointer, width) for slot, width in slots.items() for pointer in self._pointer(slot, width)
+            )
             self._guess(list(self.explorer.references.items()))
             self._guess(self._got_references())
             if self.explorer.committed == before or self.explorer.exhausted:

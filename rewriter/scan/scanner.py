@@ -50,12 +50,15 @@ class _Scan:
         self.reasons: dict[int, str] = {}
 
     def run(self) -> ScanResult:
-        replacement = {index for index in self._replacement_regions()}
+        replacement = set(self._replacement_regions())
         self._sweep(replacement)
-        recursive = [r for r in self.space.regions if r.index not in self.swept and r.index not in replacement]
+        recursive = [
+            r for r in self.space.regions if r.index not in self.swept and r.index not in replacement
+        ]
         self.progress("following the code from its entry points")
+        self.recursion.explorer.settled = frozenset(self.swept) | replacement
         if recursive:
-            self.recursion.run_all(frozenset(self.swept) | replacement)
+            self.recursion.run_all()
         else:
             self.recursion.run_entries()
         maps, reports = [], []
@@ -68,7 +71,9 @@ class _Scan:
         codemap = CodeMap(
             self.space,
             tuple(maps),
-            partial(compute_flow, self.image, self.space, tuple(maps), self.swept, self.recursion, self.tables),
+            partial(
+                compute_flow, self.image, self.space, tuple(maps), self.swept, self.recursion, self.tables
+            ),
         )
         sites = self._describe(codemap, starts)
         return ScanResult(
@@ -84,7 +89,9 @@ class _Scan:
         addresses = {row.replacement for row in self.tables.alternatives if row.replacement_length}
         found = {region.index for address in addresses if (region := self.space.find(address)) is not None}
         originals = {
-            region.index for row in self.tables.alternatives if (region := self.space.find(row.address)) is not None
+            region.index
+            for row in self.tables.alternatives
+            if (region := self.space.find(row.address)) is not None
         }
         return sorted(found - originals)
 
