@@ -1,0 +1,81 @@
+"""Bind every site of an image to its call, or say why it keeps its instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pvpatch.abi.spec import load_spec
+from rewriter.emit.binding import Refused, bind, match, mnemonic_name
+from rewriter.tactics import Patchable
+from rewriter.tactics.view import CodeView
+
+__all__ = ["Bound", "bind_sites"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """``kept``: sites without a binding and why; ``paired``: sites that another's binding covers."""
+
+    sites: Mapping[int, Patchable]
+    kept: Mapping[int, str]
+    calls: Mapping[int, str]
+    paired: Mapping[int, int]
+
+
+def bind_sites(view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]) -> Bound:
+    """Bind the sites at ``addresses``; ``foreign`` are those that stay for a reason known before."""
+    sites: dict[int, Patchable] = {}
+    kept: dict[int, str] = {}
+    calls: dict[int, str] = {}
+    paired: dict[int, int] = {}
+    for address in sorted(addresses):
+        if address in paired:
+            continue
+        if address in foreign:
+            kept[address] = foreign[address]
+            continue
+        found = _bind_one(view, address)
+        if isinstance(found, str):
+            kept[address] = found
+            continue
+        sites[address] = found
+        calls[address] = found.binding.call
+        if found.binding.length == 2:
+            instruction = view.at(address)
+            assert instruction is not None
+            paired[instruction.next_ip] = address
+            calls[instruction.next_ip] = found.binding.call
+    return Bound(sites, kept, calls, paired)
+
+
+def _bind_one(view: CodeView, address: int) -> Patchable | str:
+    instruction = view.at(address)
+    if instruction is None:
+        return "not on a known instruction boundary"
+    bits = view.width(address)
+    if bits not in (32, 64):
+        return "16-bit code: no backend runs it"
+    following = view.at(instruction.next_ip)
+    found = match(instruction, bits, following)
+    if found is None:
+        return _why_kept(mnemonic_name(instruction), bits)
+    call, form = found
+    if form.next and view.is_target(instruction.next_ip):
+        return f"the {form.next.upper()} behind it is a branch target, and the two must act as one"
+    try:
+        binding = bind(call, form, instruction, bits)
+    except Refused as reason:
+        return str(reason)
+    end = instruction.next_ip
+    if binding.length == 2:
+        assert following is not None
+        end = following.next_ip
+    return Patchable(address, bits, binding, end)
+
+
+def _why_kept(name: str, bits: int) -> str:
+    for item in load_spec().kept:
+        if item.insn == name and bits in item.widths:
+            return item.reason
+    return f"no call of the ABI stands for this form of {name}"

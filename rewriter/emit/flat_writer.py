@@ -1,0 +1,86 @@
+"""Adding the resident block to an image without an inner file format.
+
+Linux boot protocol (boot.rst): the file is padded with zeros up to load address + init_size,
+so that the block, which follows, lies behind everything that the program uses; the size
+fields of the setup header follow suit. Multiboot with address fields: the same by the fields
+load_end_addr and bss_end_addr (specification 0.6.96, section 3.1.3).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from rewriter.emit.edits import Edits
+from rewriter.emit.resident import Resident
+from rewriter.image import Image
+from rewriter.image.multiboot import find_multiboot
+
+__all__ = ["add_resident", "flat_reason", "redirect_multiboot"]
+
+_SYSSIZE, _RELOCATABLE, _XLOADFLAGS, _INIT_SIZE, _HANDOVER = 0x1F4, 0x234, 0x236, 0x260, 0x264
+_XLF_HANDOVER = 0x0C  # XLF_EFI_HANDOVER_32 and _64
+_XLF_ABOVE_4G = 0x02
+_LOAD_END, _BSS_END, _ENTRY = 20, 24, 28  # offsets in a multiboot 1 header
+
+
+def flat_reason(image: Image) -> str:
+    """Why a flat image cannot carry the block; empty when it can."""
+    if image.setup_header is None and not _addressed(image):
+        return "its load address is in no header that could be extended"
+    return ""
+
+
+def add_resident(image: Image, resident: Resident, edits: Edits) -> int:
+    """Append the block at the file offset that its load address demands; returns the offset."""
+    segment = image.segments[0]
+    offset = segment.file_offset + resident.physical - segment.paddr
+    if edits.end > offset:
+        raise ValueError("the file is longer than the memory it claims")
+    edits.pad_to(offset, "zeros up to the end of the program's memory")
+    for part in resident.parts:
+        edits.pad_to(offset + part.offset, "padding inside the resident block")
+        edits.append(part.data, part.name, resident.physical + part.offset)
+    edits.pad_to(offset + resident.size + -resident.size % 16, "padding behind the resident block")
+    if image.setup_header is not None:
+        _setup_header(image, resident, edits)
+    else:
+        _multiboot_header(image, resident, edits)
+    return offset
+
+
+def _setup_header(image: Image, resident: Resident, edits: Edits) -> None:
+    header = image.setup_header
+    assert header is not None
+    segment = image.segments[0]
+    paragraphs = (edits.end - header.setup_size) // 16
+    edits.change(_SYSSIZE, struct.pack("<I", paragraphs), "header", "syssize counts the resident block")
+    if header.init_size:
+        memory = resident.physical + resident.memory_size - segment.paddr
+        edits.change(_INIT_SIZE, struct.pack("<I", memory), "header", "init_size counts the resident block")
+    if header.relocatable:
+        edits.change(_RELOCATABLE, b"\0", "header", "not relocatable: the resident block has a fixed address")
+    flags = header.xloadflags & ~(_XLF_HANDOVER | _XLF_ABOVE_4G)
+    if header.version >= 0x20C:
+        edits.change(_XLOADFLAGS, struct.pack("<H", flags), "header",
+                     "no EFI handover: UEFI gives no fixed address to the resident block")
+        edits.change(_HANDOVER, bytes(4), "header", "no EFI handover entry")
+    if image.payload[:2] == b"MZ":
+        edits.change(0, bytes(2), "header", "no EFI program: UEFI gives no fixed address to the resident block")
+
+
+def _addressed(image: Image) -> bool:
+    return any(item.protocol == "multiboot1" and item.load_addr is not None for item in find_multiboot(image.payload))
+
+
+def _multiboot_header(image: Image, resident: Resident, edits: Edits) -> None:
+    item = next(item for item in find_multiboot(image.payload) if item.load_addr is not None)
+    load_end = resident.physical + resident.size
+    edits.change(item.offset + _LOAD_END, struct.pack("<I", load_end), "header", "load_end_addr is behind the block")
+    edits.change(item.offset + _BSS_END, struct.pack("<I", resident.physical + resident.memory_size), "header",
+                 "bss_end_addr is behind the block's stack")
+
+
+def redirect_multiboot(image: Image, address: int, edits: Edits, why: str) -> None:
+    """Point entry_addr at the stub."""
+    item = next(item for item in find_multiboot(image.payload) if item.load_addr is not None)
+    edits.change(item.offset + _ENTRY, struct.pack("<I", address), "header", why)

@@ -1,0 +1,166 @@
+"""The resident block: locator, pointer table, entry stub, call pages, thunks, then stack and buffer.
+
+Everything a patched image needs at run time lies in this one block behind the image. Its
+distance to the code is the same at physical and at virtual addresses, so relative sites
+reach it before paging and after; pointers in it are physical (absolute reach).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pvpatch.abi.layout import CALL_PAGE_SIZE, LOCATOR_SIZE, Locator, pack_locator, slot_offset
+from pvpatch.abi.page import build_bare_page
+from rewriter.emit.assembly import Assembly, Encoded
+from rewriter.emit.entry import MAP_BUFFER, STACK, Entry, Stub, StubPlace, assemble_stubs
+
+__all__ = ["Part", "Resident", "ThunkRequest", "build_resident"]
+
+PAGE = 4096
+_THUNK_ALIGN = 16
+_POINTER = 8
+_STUB_ROOM = 4096  # the stub is placed before its size is known; it is measured against this
+
+
+@dataclass(frozen=True)
+class ThunkRequest:
+    """A thunk to be placed: its window's address, width, the distance virtual - physical that its
+    code sees, and the code for a given function from call numbers to slot addresses."""
+
+    window: int
+    bits: int
+    delta: int
+    compose: Callable[[Callable[[int], int]], Assembly]
+    pointer: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named piece of the block."""
+
+    name: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The finished block. Offsets from its start; ``memory_size`` includes stack and buffer."""
+
+    physical: int
+    parts: tuple[Part, ...]
+    thunks: dict[int, Encoded]
+    thunk_offsets: dict[int, int]
+    pointers: dict[int, int]
+    stub: Stub
+    size: int
+    memory_size: int
+
+    def data(self) -> bytes:
+        """The bytes that the file holds."""
+        block = bytearray(self.size)
+        for part in self.parts:
+            block[part.offset : part.offset + len(part.data)] = part.data
+        return bytes(block)
+
+
+@dataclass
+class _Layout:
+    """Where each part goes; filled front to back."""
+
+    table: int = LOCATOR_SIZE
+    stub: int = 0
+    pages: dict[int, int] | None = None
+    thunks: int = 0
+
+
+def build_resident(physical: int, virtual_delta: int, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...],
+                   entries: tuple[Entry, ...]) -> Resident:
+    """Lay out and encode the block at ``physical``.
+
+    ``virtual_delta`` is the kernel's virtual - physical distance, for the locator.
+    """
+    layout = _lay_out(widths, sum(request.pointer for request in requests))
+    assert layout.pages is not None
+    thunks, offsets, end = _encode_thunks(physical, layout, requests)
+    size = end
+    buffer = _up(size, PAGE)
+    memory_size = buffer + MAP_BUFFER + STACK
+    place = StubPlace(
+        code=physical + layout.stub,
+        reserve=(physical, physical + memory_size),
+        buffer=physical + buffer,
+        stack_top=physical + memory_size,
+    )
+    stub = assemble_stubs(entries, place)
+    if len(stub.code) > _STUB_ROOM:
+        raise ValueError("the entry stub has outgrown its room")
+    pointers, table = _pointer_table(physical, layout, requests, offsets)
+    locator = Locator(
+        resident_size=memory_size,
+        resident_phys=physical,
+        resident_virt=(physical + virtual_delta) % (1 << 64),
+        off_page32=layout.pages.get(32, 0),
+        off_page64=layout.pages.get(64, 0),
+        off_entry_stub=layout.stub if stub.code else 0,
+    )
+    parts = [Part("locator", 0, pack_locator(locator))]
+    if table:
+        parts.append(Part("pointer table", layout.table, table))
+    if stub.code:
+        parts.append(Part("entry stub", layout.stub, stub.code))
+    for width, offset in layout.pages.items():
+        page = build_bare_page(width, physical + offset, (physical + offset + virtual_delta) % (1 << 64))
+        parts.append(Part(f"call page, {width} bits", offset, page))
+    parts += [Part(f"thunk of {window:#x}", offsets[window], code.data) for window, code in thunks.items()]
+    return Resident(physical, tuple(parts), thunks, offsets, pointers, stub, size, memory_size)
+
+
+def _lay_out(widths: tuple[int, ...], pointers: int) -> _Layout:
+    layout = _Layout()
+    layout.stub = _up(layout.table + pointers * _POINTER, 64)
+    at = _up(layout.stub + _STUB_ROOM, PAGE)
+    layout.pages = {}
+    for width in widths:
+        layout.pages[width] = at
+        at += CALL_PAGE_SIZE
+    layout.thunks = at
+    return layout
+
+
+def _encode_thunks(physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...]
+                   ) -> tuple[dict[int, Encoded], dict[int, int], int]:
+    thunks: dict[int, Encoded] = {}
+    offsets: dict[int, int] = {}
+    at = layout.thunks
+    pages = layout.pages or {}
+    for request in requests:
+        mask = (1 << request.bits) - 1
+        base = (physical + request.delta) & mask
+        page = pages[request.bits]
+
+        def slot(number: int, base: int = base, page: int = page, mask: int = mask) -> int:
+            return (base + page + slot_offset(number)) & mask
+
+        assembly = request.compose(slot)
+        encoded = assembly.encode((base + at) & mask)
+        thunks[request.window] = encoded
+        offsets[request.window] = at
+        at = _up(at + len(encoded.data), _THUNK_ALIGN)
+    return thunks, offsets, at
+
+
+def _pointer_table(physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...], offsets: dict[int, int]
+                   ) -> tuple[dict[int, int], bytes]:
+    pointers: dict[int, int] = {}
+    table = bytearray()
+    for request in requests:
+        if request.pointer:
+            pointers[request.window] = physical + layout.table + len(table)
+            table += (physical + offsets[request.window]).to_bytes(_POINTER, "little")
+    return pointers, bytes(table)
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,69 @@
+"""A window's thunk: its sites as calls, its other instructions as they were, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iced_x86 import Instruction
+
+from rewriter.emit.assembly import Assembly
+from rewriter.emit.marshal import Surroundings, emit_binding
+from rewriter.emit.operands import Binding
+from rewriter.emit.relocate import call_from, is_direct_call, relocate
+from rewriter.emit.relocate_absolute import finish_absolute, relocate_absolute
+
+__all__ = ["Piece", "compose_absolute", "compose_relative"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One instruction of a window: a site with its binding, or a neighbour.
+
+    ``red_zone`` and ``dead`` are what liveness says about the code behind a site.
+    """
+
+    instruction: Instruction
+    binding: Binding | None = None
+    red_zone: bool = False
+    dead: tuple[int, ...] = ()
+
+
+def compose_relative(bits: int, pieces: tuple[Piece, ...], end: int | None,
+                     slot: Callable[[int], int]) -> Assembly:
+    """The thunk of a window that jumps there; it jumps back to ``end`` unless that is None."""
+    asm = Assembly(bits)
+    for piece in pieces:
+        if piece.binding is not None:
+            around = Surroundings(red_zone=piece.red_zone, dead=piece.dead)
+            emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+        elif is_direct_call(piece.instruction):
+            call_from(asm, piece.instruction)
+            return asm
+        else:
+            relocate(asm, piece.instruction)
+    if end is not None:
+        asm.jump(end)
+    return asm
+
+
+def compose_absolute(bits: int, pieces: tuple[Piece, ...], anchor: int, end: int | None,
+                     slot: Callable[[int], int], *, called: bool) -> Assembly:
+    """The thunk of a window in code that moves.
+
+    ``called``: the site calls, and the return address stands for ``anchor``; otherwise it
+    jumps, nothing in the window depends on its place, and control does not come back.
+    """
+    asm = Assembly(bits)
+    bias = asm.word if called else 0
+    for index, piece in enumerate(pieces):
+        if piece.binding is not None:
+            around = Surroundings(bias, anchor, piece.red_zone, piece.dead)
+            emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+        elif called:
+            relocate_absolute(asm, piece.instruction, anchor, index == len(pieces) - 1)
+        else:
+            relocate(asm, piece.instruction)
+    if called and end is not None:
+        finish_absolute(asm, anchor, end)
+    return asm

@@ -1,0 +1,121 @@
+"""The manifest: every change of a patched image, explained, and enough to undo it.
+
+Schema ``pvpatch/manifest/1`` (docs/schema/manifest-1.json). Offsets count from the start of
+the payload (the innermost executable image). Bytes are hexadecimal text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pvpatch.abi.errors import ImageError
+
+__all__ = ["SCHEMA", "Addition", "Change", "Container", "Manifest", "Site"]
+
+SCHEMA = "pvpatch/manifest/1"
+
+
+@dataclass(frozen=True)
+class Change:
+    """Bytes of the original payload that were replaced.
+
+    ``kind`` is window, cave, entry, header or padding; ``address`` the virtual address of the first
+    byte where it is loaded; ``window`` the window that the bytes belong to; ``why`` a sentence.
+    """
+
+    offset: int
+    old: str
+    new: str
+    kind: str
+    why: str
+    address: int | None = None
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Bytes appended behind the original payload."""
+
+    offset: int
+    data: str
+    name: str
+    address: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data) // 2
+
+
+@dataclass(frozen=True)
+class Site:
+    """What became of one site."""
+
+    address: int
+    offset: int
+    bits: int
+    old: str
+    text: str
+    call: str
+    tactic: str
+    reason: str = ""
+    window: int | None = None
+    thunk: int | None = None
+    slot: int | None = None
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container around the payload; ``recipe`` remakes the original one, if that is possible.
+
+    Otherwise the original file is kept whole in the manifest record.
+    """
+
+    kind: str
+    codec: str
+    recipe: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole record."""
+
+    original_sha256: str
+    original_size: int
+    payload_sha256: str
+    payload_size: int
+    format: str
+    reach: str
+    resident: Mapping[str, int]
+    changes: tuple[Change, ...]
+    additions: tuple[Addition, ...]
+    sites: tuple[Site, ...]
+    containers: tuple[Container, ...] = ()
+    notes: tuple[str, ...] = ()
+    kept_original: bytes = field(default=b"", repr=False)
+
+    def to_json(self) -> bytes:
+        """The document, in one canonical spelling."""
+        data = {"schema": SCHEMA} | asdict(self)
+        del data["kept_original"]
+        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes, kept_original: bytes) -> Manifest:
+        """Read a document back; ImageError when it is none of this schema."""
+        try:
+            data = json.loads(text)
+            if data.pop("schema") != SCHEMA:
+                raise ImageError("the manifest has another schema", hint=f"this release knows {SCHEMA}")
+            changes = tuple(Change(**item) for item in data.pop("changes"))
+            additions = tuple(Addition(**item) for item in data.pop("additions"))
+            sites = tuple(Site(**item) for item in data.pop("sites"))
+            containers = tuple(Container(**item) for item in data.pop("containers"))
+            notes = tuple(data.pop("notes"))
+            return cls(changes=changes, additions=additions, sites=sites, containers=containers, notes=notes,
+                       kept_original=kept_original, **data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ImageError("the manifest of the patched image is damaged") from error

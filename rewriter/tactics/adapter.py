@@ -1,0 +1,43 @@
+"""From the scan's knowledge to the view that tactics use, and the sites that stay for its reasons."""
+
+from __future__ import annotations
+
+from rewriter.scan import CodeMap, ScanResult, Site
+from rewriter.tactics.view import CodeRegion, CodeView, Exclusion
+
+__all__ = ["foreign_sites", "view_of"]
+
+_EXCLUSIONS = {
+    "alternative": "the kernel patches these bytes itself (alternatives)",
+    "paravirt": "the kernel patches these bytes itself (paravirt call)",
+    "ex_table": "the kernel looks this address up when it faults (exception table)",
+}
+
+
+def view_of(codemap: CodeMap) -> CodeView:
+    """The view of a code map."""
+    regions = tuple(
+        CodeRegion(part.region.vaddr, part.data.tobytes(), part.lengths.tobytes(), part.widths.tobytes())
+        for part in codemap.regions
+    )
+    targets = frozenset(codemap.target_addresses().tolist())
+    exclusions = tuple(
+        Exclusion(window.start, window.end, _EXCLUSIONS.get(window.kind, f"the kernel's own {window.kind}"))
+        for window in codemap.windows
+    )
+    return CodeView(regions, targets, exclusions)
+
+
+def foreign_sites(scan: ScanResult) -> dict[int, str]:
+    """Sites that keep their code: those that already speak to a hypervisor, and what the scan refused."""
+    kept: dict[int, str] = {}
+    for site in scan.sites:
+        if site.dialect != "native":
+            kept[site.address] = f"it already speaks the {site.dialect} interface"
+        elif not site.call and not _second_half(scan, site):
+            kept[site.address] = site.reason or "no call of the ABI stands for it"
+    return kept
+
+
+def _second_half(scan: ScanResult, site: Site) -> bool:
+    return site.partner != 0 and site.partner < site.address

@@ -1,0 +1,150 @@
+"""What a tactic may ask about the code around a site.
+
+Addresses are linked virtual addresses. The view is built once from what the scan knows
+(``rewriter.tactics.adapter``); tactics only read it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+
+from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register
+
+__all__ = ["CodeRegion", "CodeView", "Exclusion", "is_filler"]
+
+MAX_LENGTH = 15  # bytes of the longest instruction (SDM 2.3.11)
+
+
+@dataclass(frozen=True)
+class CodeRegion:
+    """Executable bytes: instruction length (0: none starts here) and code width at each offset."""
+
+    vaddr: int
+    data: bytes
+    lengths: bytes
+    widths: bytes
+
+    @property
+    def end(self) -> int:
+        """First address behind the region."""
+        return self.vaddr + len(self.data)
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A range whose bytes must stay as they are, and why."""
+
+    start: int
+    end: int
+    reason: str
+
+
+@dataclass
+class CodeView:
+    """Instructions, branch targets and exclusions of an image."""
+
+    regions: tuple[CodeRegion, ...]
+    targets: Set[int]
+    exclusions: tuple[Exclusion, ...] = ()
+    _cache: dict[int, Instruction | None] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.regions = tuple(sorted(self.regions, key=lambda region: region.vaddr))
+        self._keys = [region.vaddr for region in self.regions]
+        self.exclusions = tuple(sorted(self.exclusions, key=lambda item: item.start))
+        self._excluded_keys = [item.start for item in self.exclusions]
+        self._longest = max((item.end - item.start for item in self.exclusions), default=0)
+
+    def region(self, address: int) -> CodeRegion | None:
+        """The region that holds an address."""
+        index = bisect_right(self._keys, address) - 1
+        if index >= 0 and address < self.regions[index].end:
+            return self.regions[index]
+        return None
+
+    def width(self, address: int) -> int:
+        """Code width of the instruction at an address, 0 when none is known there."""
+        region = self.region(address)
+        return region.widths[address - region.vaddr] if region else 0
+
+    def at(self, address: int) -> Instruction | None:
+        """The known instruction at an address."""
+        if address not in self._cache:
+            self._cache[address] = self._decode(address)
+        return self._cache[address]
+
+    def _decode(self, address: int) -> Instruction | None:
+        region = self.region(address)
+        if region is None:
+            return None
+        offset = address - region.vaddr
+        length = region.lengths[offset]
+        if not length:
+            return None
+        return decode_one(region.data[offset : offset + length], region.widths[offset], address)
+
+    def before(self, address: int) -> Instruction | None:
+        """The known instruction that ends where an address begins."""
+        region = self.region(address)
+        if region is None:
+            return None
+        offset = address - region.vaddr
+        for length in range(1, min(MAX_LENGTH, offset) + 1):
+            if region.lengths[offset - length] == length:
+                return self.at(address - length)
+        return None
+
+    def is_target(self, address: int) -> bool:
+        """Whether control may come here by anything but falling through."""
+        return address in self.targets
+
+    def excluded(self, start: int, end: int) -> str:
+        """The reason why a byte of [start, end) must not change; empty when all may."""
+        index = bisect_right(self._excluded_keys, end - 1) - 1
+        while index >= 0 and self.exclusions[index].start > start - self._longest:
+            if self.exclusions[index].end > start:
+                return self.exclusions[index].reason
+            index -= 1
+        return ""
+
+    def filler(self, address: int) -> int:
+        """Bytes from an address that are padding nobody reaches, none of them a target."""
+        region = self.region(address)
+        if region is None:
+            return 0
+        count = 0
+        for instruction in self._raw(region, address):
+            if self.is_target(instruction.ip) or not is_filler(instruction):
+                break
+            count += instruction.len
+        return count
+
+    def _raw(self, region: CodeRegion, address: int) -> Iterator[Instruction]:
+        offset = address - region.vaddr
+        width = next((w for w in reversed(region.widths[max(0, offset - MAX_LENGTH) : offset]) if w), 0)
+        decoder = Decoder(width or 32, region.data[offset : offset + 512], ip=address)
+        for instruction in decoder:
+            if instruction.is_invalid:
+                return
+            yield instruction
+
+
+def decode_one(data: bytes, width: int, address: int) -> Instruction:
+    """One instruction."""
+    return Decoder(width, data, ip=address).decode()
+
+
+def is_filler(instruction: Instruction) -> bool:
+    """Whether an instruction is what assemblers and linkers pad code with."""
+    if instruction.mnemonic in (Mnemonic.NOP, Mnemonic.INT3):
+        return True
+    if instruction.mnemonic == Mnemonic.LEA:
+        return (instruction.memory_base == instruction.op0_register
+                and instruction.memory_index in (Register.NONE, Register.EIZ if hasattr(Register, "EIZ") else 0)
+                and instruction.memory_displacement == 0)
+    if instruction.mnemonic in (Mnemonic.MOV, Mnemonic.XCHG) and instruction.op_count == 2:
+        return (instruction.op0_kind == instruction.op1_kind == OpKind.REGISTER
+                and instruction.op0_register == instruction.op1_register)
+    return False
