@@ -5,7 +5,8 @@ absolute addresses made RIP-relative, 64-bit `sysret`). So each statement is dec
 capstone, and both must say what the source said; a difference is an `AsmError`, never a byte in an image.
 
 Syntax: Intel; one statement per line or `;`, `#` starts a comment, `name:` is a label, local to the text.
-Labels may be used as branch targets, in sums inside operands (`table-here`) and as `[rip+label]`.
+Labels may be used as branch targets, in sums inside operands (`table-here`) and as `[rip+label]`, which
+is that label's place (`[rip+8]` is refused: it could mean two things).
 Directives: `.byte a, b`, `.word`, `.long`, `.quad`, `.align n` (filled with nop), and `.rept n` ..
 `.endr` with `\\+` as the counter. Forms keystone has no right spelling for are written here as
 `retfq`, `sysretd`, `sysretq`, `sysexitd`, `sysexitq`, `ljmp sel, off`, `lcall sel, off` (32 bits).
@@ -57,6 +58,7 @@ SIZES = {".byte": 1, ".word": 2, ".long": 4, ".quad": 8}
 IDENTIFIER = re.compile(r"(?<![\w.@$])[A-Za-z_.$][\w.$]*")
 PRODUCT = re.compile(r"(?<![\w)*])(\d+)\s*\*\s*(\d+)(?![\w*])")
 SUM = re.compile(r"(?<![\w)*])(-?\d+)((?:\s*[+-]\s*\d+)+)(?![\w*])")
+RIP_NUMBER = re.compile(r"\[\s*rip\s*([+-]\s*\d|\])")
 MAX_PASSES = 24
 
 
@@ -251,6 +253,8 @@ def assemble(text: str, width: int, address: int = 0, symbols: Mapping[str, int]
             names[label[1]] = len(items)
             statement = label[2]
             label = re.fullmatch(r"([A-Za-z_.$][\w.$]*):\s*(.*)", statement)
+        if RIP_NUMBER.search(statement):
+            raise AsmError(f"{statement!r}: a number is no place", "write [rip+label]")
         if statement:
             items.append(statement)
     sizes = [0] * len(items)

@@ -59,6 +59,8 @@ def test_right_code(text: str, width: int, code: str) -> None:
         (".include x", 32),
         ("a: nop; a: nop", 32),
         ("edx: nop", 32),
+        ("mov rax, [rip+8]", 64),
+        ("mov rax, [rip]", 64),
         ("mov eax, [eax+", 32),
         ("jmp 0x10,", 32),
     ],

@@ -185,6 +185,14 @@ def test_segments(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_a_load_of_ss_returns_without_the_stack_and_loses_only_edx(width: int) -> None:
+    before = {role: 0x1000 + place for place, role in enumerate(ROLES)} | {"eax": DATA, "edx": 2}
+    done = machine(width).run("segment_load", before, ARITHMETIC)
+    assert (done.ip, done.sp, done.flags) == (RETURN, STACK + width // 8, ARITHMETIC | 2)
+    assert done.registers == before | {"edx": RETURN}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_loading_cs_is_an_invalid_opcode(width: int) -> None:
     cpu = BareMachine(width)
     with pytest.raises(Exception, match="Invalid instruction"):
