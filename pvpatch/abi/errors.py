@@ -24,7 +24,7 @@ class PvpatchError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-class AnswerNo(PvpatchError):
+class AnswerNo(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
     """The work was done and the answer is no."""
 
     exit_code = 1
@@ -42,13 +42,13 @@ class ImageError(PvpatchError):
     exit_code = 3
 
 
-class GuestCrash(PvpatchError):
+class GuestCrash(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
     """The guest ended by a triple fault or an unrecoverable exception."""
 
     exit_code = 4
 
 
-class LimitReached(PvpatchError):
+class LimitReached(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
     """A limit (guest time, memory) was reached before the guest ended."""
 
     exit_code = 5
