@@ -35,6 +35,8 @@ __all__ = ["Machine", "MachineConfig"]
 
 PORT_COST_NS = 1000
 """Virtual time of one port access: what the ISA bus takes."""
+EXCEPTION_COST_NS = 1000
+"""Virtual time of delivering an event, and of an instruction that a hypervisor answers."""
 HEARTBEAT_NS = 20_000_000
 """The longest stretch of guest time without a return to Python, so that Ctrl-C is heard."""
 
@@ -287,6 +289,7 @@ class Machine:
 
     def deliver(self, event: Event) -> None:
         """Deliver through the guest's IDT; a triple fault ends the run."""
+        self.clock.spend_ns(EXCEPTION_COST_NS)
         if event.external:
             self.stats.interrupts[event.vector] += 1
         self.trace(
@@ -354,6 +357,7 @@ class Machine:
         gpr = self.cpu.state.gpr
         leaf, subleaf = gpr[fl.RAX] & 0xFFFFFFFF, gpr[fl.RCX] & 0xFFFFFFFF
         self.stats.exits["cpuid"] += 1
+        self.clock.spend_ns(EXCEPTION_COST_NS)
         values = self.hypervisor.on_cpuid(leaf, subleaf, answer(leaf, subleaf, self.cpu.state.cr[4]))
         gpr[fl.RAX], gpr[fl.RBX], gpr[fl.RCX], gpr[fl.RDX] = values
         self.trace("cpuid", leaf=leaf, subleaf=subleaf)

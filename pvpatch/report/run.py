@@ -15,7 +15,11 @@ _GENERAL = (
     ("r8", "r9", "r10", "r11"),
     ("r12", "r13", "r14", "r15"),
 )
-_CONTROL = (("rip", "rflags", "cpl", "efer"), ("cr0", "cr2", "cr3", "cr4"), ("cs", "ss", "ds", "es", "fs", "gs"))
+_CONTROL = (
+    ("rip", "rflags", "cpl", "efer"),
+    ("cr0", "cr2", "cr3", "cr4"),
+    ("cs", "ss", "ds", "es", "fs", "gs"),
+)
 _INSTRUCTIONS_SHOWN = 4
 
 

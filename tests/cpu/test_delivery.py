@@ -208,7 +208,9 @@ def test_task_gate_switches_and_links_back() -> None:
         (PAGED | 3, True, "mov eax, [{page}]", 5),
     ],
 )
-def test_page_faults_have_address_and_error_code(width: int, entry: int, user: bool, text: str, error: int) -> None:
+def test_page_faults_have_address_and_error_code(
+    width: int, entry: int, user: bool, text: str, error: int
+) -> None:
     body = text.replace("{page}", "rbx" if width == 64 else "ebx")
     # write protection for the supervisor needs CR0.WP, which 64-bit entry does not promise
     wp = "mov rax, cr0; or eax, 0x10000; mov cr0, rax;" if width == 64 else ""

@@ -58,6 +58,14 @@ def gate(
     return entry + struct.pack("<II", offset >> 32, 0) if width == 64 else entry
 
 
+class _ListTracer:
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def record(self, time_ns: int, kind: str, **values: int | str) -> None:
+        self._lines.append(f"{time_ns} {kind} {values}")
+
+
 @dataclass
 class World:
     """What to build; `run` builds and runs it."""
@@ -70,6 +78,9 @@ class World:
     tss_stack: int = TSS_STACK
     stubs: dict[int, str] = field(default_factory=dict)
     tables: bool = True
+    own_page_tables: bool = True
+    """At 64 bits: user-accessible tables of 8 MiB instead of the loader's 4 GiB."""
+    trace: list[str] | None = None
     paging: bool = False
     pages: dict[int, int] = field(default_factory=dict)
     """Page-table entries of the pages at PAGED, by index."""
@@ -115,7 +126,8 @@ class World:
         if self.width == 64:
             stacks = struct.pack("<I3Q", 0, self.tss_stack, 0, 0)
             return stacks + struct.pack("<8Q", 0, IST_STACK, *([0] * 6)) + bytes(12)
-        return struct.pack("<III", 0, self.tss_stack, KDATA) + struct.pack("<II", 0x145000, DATA1 | 1) + bytes(84)
+        ring_1 = struct.pack("<II", 0x145000, DATA1 | 1)
+        return struct.pack("<III", 0, self.tss_stack, KDATA) + ring_1 + bytes(84)
 
     def _page_tables(self) -> bytes:
         quad = struct.Struct("<512Q").pack
@@ -161,8 +173,7 @@ class World:
                 mov rbx, {pointer}
                 lgdt [rbx]
                 lidt [rbx+16]
-                mov eax, {PAGE_TABLES}
-                mov cr3, rax
+                {f"mov eax, {PAGE_TABLES}; mov cr3, rax" if self.own_page_tables else ""}
                 mov eax, {TSS_SEL}
                 ltr ax
                 mov eax, {KDATA}
@@ -217,7 +228,8 @@ class World:
 
     def _segments(self) -> tuple[BootSegment, ...]:
         pieces: list[tuple[int, bytes]] = []
-        code = self._prologue() + (self.paging_on() if self.paging else "") + self.code + ("\n" + self.to_user() if self.user else "")
+        code = self._prologue() + (self.paging_on() if self.paging else "") + self.code
+        code += "\n" + self.to_user() if self.user else ""
         pieces.append((CODE, assemble(code, self.width, CODE).code))
         if self.user:
             pieces.append((USER_CODE, assemble(self.user, self.width, USER_CODE).code))
@@ -239,7 +251,8 @@ class World:
         config = MachineConfig(
             memory_mib=8, max_time_s=self.max_time_s, until=self.until, output_limit=self.output_limit
         )
-        self.machine = Machine(config, image, backend_named(self.backend))
+        tracer = _ListTracer(self.trace) if self.trace is not None else None
+        self.machine = Machine(config, image, backend_named(self.backend), tracer=tracer)
         self.result = self.machine.run()
         return self
 
