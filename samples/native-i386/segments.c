@@ -195,6 +195,21 @@ static void interrupt_table(void)
 	verdict("tables.lidt");
 }
 
+/* With 16-bit operand size the base has 24 bits; the rest is taken as 0. */
+static void short_forms(void)
+{
+	struct table_pointer seen, gdt_wide = gdt_pointer, idt_wide = idt_pointer;
+
+	gdt_wide.base |= 0xff000000;
+	idt_wide.base |= 0xff000000;
+	asm volatile("data16 lgdt %1; sgdt %0" : "=m"(seen) : "m"(gdt_wide) : "memory");
+	expect("gdt base", seen.base, (u32)gdt);
+	expect("gdt limit", seen.limit, gdt_pointer.limit);
+	asm volatile("data16 lidt %1; sidt %0" : "=m"(seen) : "m"(idt_wide) : "memory");
+	expect("idt base", seen.base, (u32)idt);
+	verdict("tables.short_forms");
+}
+
 static void system_segments(void)
 {
 	u16 seen;
@@ -321,6 +336,7 @@ void test_segments(void)
 	bad_selectors();
 	tables();
 	interrupt_table();
+	short_forms();
 	system_segments();
 	far_transfers();
 	inspection();

@@ -121,7 +121,7 @@ start64:
 	jmp 1b
 	.size start64, . - start64
 
-/* void long_mode_round_trip(void): down to 32 bits without paging, and back. */
+/* void long_mode_round_trip(by return or by jump): down to 32 bits without paging, and back. */
 	.globl long_mode_round_trip
 	.type long_mode_round_trip, @function
 long_mode_round_trip:
@@ -134,7 +134,11 @@ long_mode_round_trip:
 	lea 1f(%rip), %rax
 	mov %rax, (%rbx)
 	mov $boot_stack_top, %rsp
+	test %rdi, %rdi
+	jnz 2f
 	ljmp *compatibility_pointer(%rip)
+2:	push compatibility_pointer(%rip) /* offset and selector, 32 bits each */
+	lretl
 1:	mov saved_stack(%rip), %rsp
 	popf
 	pop %rbp
@@ -170,7 +174,7 @@ gdt_pointer:
 	.p2align 3
 compatibility_pointer:
 	.long compatibility
-	.word SEL_KERNEL_CODE32
+	.long SEL_KERNEL_CODE32
 
 	.bss
 	.p2align 4

@@ -50,6 +50,6 @@ extern u64 user_result; /* what user mode passed to SYS_EXIT */
 extern u64 syscall_seen[6]; /* RCX, R11, CS, SS, flags, RSP */
 void syscall_entry(void);
 void sysenter_entry(void);
-void long_mode_round_trip(void);
+void long_mode_round_trip(ulong by_return);
 
 #endif

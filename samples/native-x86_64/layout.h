@@ -29,6 +29,7 @@
 
 #define SYS_EXIT 0   /* rbx: result */
 #define SYS_ADD 1    /* rax = rbx + rcx */
+#define SYSENTER_FROM_32 0x61 /* ebx at SYSENTER in 32-bit user code */
 #define SYS_COMPAT 2 /* by SYSCALL: continue at RBX in 32-bit user mode */
 
 #endif

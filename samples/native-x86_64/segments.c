@@ -82,6 +82,25 @@ static void pointers(void)
 	expect("lss offset", offset, 0xabcdef01);
 	expect("lss selector", selector, SEL_KERNEL_DATA);
 	verdict("segments.far_pointers");
+
+	/*
+	 * With REX.W Intel reads a 64-bit offset, AMD ignores the prefix: here the selector is
+	 * where either looks for it. (The assembler refuses the prefix, hence the bytes.)
+	 */
+	static const u16 wide[] = { 1, 2, SEL_USER_DATA, 4, SEL_USER_DATA };
+	static const u16 wide_stack[] = { 1, 2, SEL_KERNEL_DATA, 4, SEL_KERNEL_DATA };
+
+	asm volatile(".byte 0x48; lfs %1, %%ecx; mov %%fs, %0; mov %2, %%fs"
+		     : "=&r"(selector) : "m"(wide), "r"((u16)0) : "rcx", "memory");
+	expect("wide lfs", selector, SEL_USER_DATA);
+	asm volatile(".byte 0x48; lgs %1, %%ecx; mov %%gs, %0; mov %2, %%gs"
+		     : "=&r"(selector) : "m"(wide), "r"((u16)0) : "rcx", "memory");
+	expect("wide lgs", selector, SEL_USER_DATA);
+	msr_write(MSR_GS_BASE, (u64)&cpu);
+	asm volatile("mov %%rsp, %%rcx; .byte 0x48; lss %1, %%esp; mov %%rcx, %%rsp; mov %%ss, %0"
+		     : "=r"(selector) : "m"(wide_stack) : "rcx", "memory");
+	expect("wide lss", selector, SEL_KERNEL_DATA);
+	verdict("segments.wide_pointers");
 }
 
 static void bases(void)
@@ -255,24 +274,47 @@ static void far_transfers(void)
 	expect("stack pointer", after, before);
 	verdict("far.return");
 
+	/* Far pointers with a 64-bit offset are Intel's; elsewhere the prefix does not count. */
+	if (cpuid(0, 0).ecx == 0x6c65746e) { /* Genuine"ntel" */
+		static struct {
+			u64 offset;
+			u16 selector;
+		} __attribute__((packed)) target;
+
+		asm volatile("movq $1f, %2; movw %3, 8+%2; rex.w ljmp *%2\n"
+			     "1: mov %%cs, %0\n\t"
+			     "movq $2f, %2; movw %4, 8+%2; rex.w lcall *%2\n\t"
+			     "jmp 3f\n"
+			     "2: mov %%cs, %1; lretq\n"
+			     "3: push %4; push $4f; lretq\n"
+			     "4:"
+			     : "=&r"(first), "=&r"(second), "+m"(target)
+			     : "i"(SEL_OTHER_CODE), "i"(SEL_KERNEL_CODE) : "memory");
+		expect("cs after the jump", first, SEL_OTHER_CODE);
+		expect("cs inside the call", second, SEL_KERNEL_CODE);
+	}
+	verdict("far.wide_transfers");
+
 	PROBE("push %0; push $1f; lretq; 1:", (), ("i"(SEL_BEYOND)));
 	expect("vector", last_trap.vector, GENERAL_PROTECTION);
 	expect("error", last_trap.error, SEL_BEYOND);
 	verdict("far.bad_selector");
 }
 
-/* Out of long mode and back: a far jump to 32 bits, paging off, paging on, a far jump to 64. */
+/* Out of long mode and back: a far jump or return to 32 bits, paging off, paging on, a far jump to 64. */
 static void round_trip(void)
 {
 	volatile u32 *seen = compatibility_seen;
 
-	expect("LMA", msr_read(MSR_EFER) & EFER_LMA, EFER_LMA);
-	seen[0] = seen[1] = seen[2] = 0xffffffff;
-	long_mode_round_trip();
-	expect("32-bit cs", seen[0], SEL_KERNEL_CODE32);
-	expect("LME LMA without paging", seen[1] & (EFER_LME | EFER_LMA), EFER_LME);
-	expect("IF", seen[2] & FLAG_IF, 0);
-	expect("LMA again", msr_read(MSR_EFER) & EFER_LMA, EFER_LMA);
+	for (ulong by_return = 0; by_return < 2; by_return++) {
+		expect("LMA", msr_read(MSR_EFER) & EFER_LMA, EFER_LMA);
+		seen[0] = seen[1] = seen[2] = 0xffffffff;
+		long_mode_round_trip(by_return);
+		expect("32-bit cs", seen[0], SEL_KERNEL_CODE32);
+		expect("LME LMA without paging", seen[1] & (EFER_LME | EFER_LMA), EFER_LME);
+		expect("IF", seen[2] & FLAG_IF, 0);
+		expect("LMA again", msr_read(MSR_EFER) & EFER_LMA, EFER_LMA);
+	}
 	verdict("far.long_mode_round_trip");
 }
 

@@ -165,7 +165,10 @@ sysenter_entry:
 	mov %rsp, syscall_seen + 40(%rip)
 	swapgs
 	sti
-	rex.w sysexit
+	cmp $SYSENTER_FROM_32, %ebx
+	je 1f
+	sysexitq
+1:	sysexitl                        /* the same to 32-bit user code */
 	.size sysenter_entry, . - sysenter_entry
 
 	.bss

@@ -19,6 +19,7 @@ PROGRAM(user_to_compat);
 PROGRAM(user_compat);
 PROGRAM(user_compat_end);
 PROGRAM(user_sysenter);
+PROGRAM(user_sysenter32);
 PROGRAM(user_breakpoint);
 PROGRAM(user_step);
 PROGRAM(user_step_end);
@@ -242,6 +243,11 @@ static void sysenter(void)
 		expect("user cs", last_trap.cs, SEL_USER_CODE);
 		expect("user ss", last_trap.ss, SEL_USER_DATA2);
 		expect("user IF", last_trap.flags & FLAG_IF, FLAG_IF);
+		trap_forget();
+		user_enter(address(user_sysenter32), USER_STACK_TOP, USER_FLAGS, 0, SEL_USER_CODE32);
+		expect("result of 32 bits", user_result, SYSENTER_FROM_32 + 1);
+		expect("32-bit user cs", last_trap.cs, SEL_USER_CODE32);
+		expect("32-bit user ss", last_trap.ss, SEL_USER_DATA);
 	}
 	msr_write(MSR_SYSENTER_CS, 0);
 	verdict("user.sysenter");

@@ -82,6 +82,17 @@ program user_sysenter           /* RDX, RCX: where SYSEXIT comes back to */
 	sysenter
 2:	add $1, %ebx
 	exit
+program user_sysenter32         /* the same in 32-bit code */
+	.code32
+	call 1f
+1:	pop %edx
+	add $(2f - 1b), %edx
+	mov %esp, %ecx
+	mov $SYSENTER_FROM_32, %ebx
+	sysenter
+2:	add $1, %ebx
+	exit
+	.code64
 program user_breakpoint
 	int3
 program user_step               /* entered with TF set: one instruction, then #DB */

@@ -19,7 +19,7 @@ static int advertised(u32 leaf, int reg, int bit)
 
 	if (r.eax < leaf)
 		return 0;
-	r = cpuid(leaf, leaf == 0xd ? 1 : 0);
+	r = cpuid(leaf, leaf == 0xd || (leaf == 7 && reg == 'a') ? 1 : 0);
 	word = reg == 'a' ? r.eax : reg == 'b' ? r.ebx : reg == 'c' ? r.ecx : r.edx;
 	return word >> bit & 1;
 }
@@ -80,6 +80,11 @@ static void registers(void)
 		expect("sysenter sp", msr_read(MSR_SYSENTER_SP), 0);
 	}
 	verdict("msr.sysenter");
+
+	/* WRMSR without the serialization, where there is such a thing. */
+	PROBE("wrmsrns", (), ("c"(MSR_SYSENTER_SP), "a"(0), "d"(0)));
+	expect_feature("wrmsrns", advertised(7, 'a', 19));
+	verdict("msr.wrmsrns");
 }
 
 static void extended_state(void)
@@ -110,6 +115,12 @@ static void extended_state(void)
 	expect_feature("xsaves", compact);
 	PROBE("xrstors (%0)", (), ("r"(save_area), "a"(1), "d"(0)));
 	expect_feature("xrstors", compact);
+#ifdef __x86_64__
+	PROBE("xsaves64 (%0)", (), ("r"(save_area), "a"(1), "d"(0)));
+	expect_feature("xsaves64", compact);
+	PROBE("xrstors64 (%0)", (), ("r"(save_area), "a"(1), "d"(0)));
+	expect_feature("xrstors64", compact);
+#endif
 	cr4_write(cr4);
 	verdict("xsaves.save_restore");
 }
@@ -138,6 +149,8 @@ static void caches(void)
 	asm volatile("wbinvd" : : : "memory");
 	expect("memory", word, 0xfeedface);
 	asm volatile("wbinvd; invd" : : : "memory");
+	expect("memory", word, 0xfeedface);
+	asm volatile("wbnoinvd" : : : "memory"); /* WBINVD to processors that do not know it */
 	expect("memory", word, 0xfeedface);
 	verdict("cache.wbinvd_invd");
 }

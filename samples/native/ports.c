@@ -42,6 +42,11 @@ static void single(void)
 	expect("floating bus", in8(PORT_UNCLAIMED), 0xff);
 	out32(PORT_UNCLAIMED, 0x12345678);
 	expect("floating bus", in32(PORT_UNCLAIMED), 0xffffffff);
+	asm volatile("out %w0, $0xe8; out %k0, $0xe8" : : "a"(0)); /* port in the instruction */
+	asm volatile("mov $0x12345678, %k0; in $0xe8, %w0" : "=&a"(rest));
+	expect("immediate port", rest, 0x1234ffff);
+	asm volatile("in $0xe8, %k0" : "=a"(rest));
+	expect("immediate port", rest, 0xffffffff);
 	verdict("ports.unclaimed");
 
 	out32(PORT_PCI_ADDRESS, 0x8000f8fc);
@@ -74,6 +79,16 @@ static void strings(void)
 	expect("nothing moved", (ulong)at, (ulong)(bytes + 4));
 	verdict("ports.rep_insb");
 
+	at = bytes + 4;
+	asm volatile("insb" : "+D"(at) : "d"((u16)PORT_COM1_SCRATCH) : "memory");
+	expect("target", (ulong)at, (ulong)(bytes + 5));
+	expect("fifth", bytes[4], 0x88);
+	at = bytes + 5;
+	asm volatile("outsb" : "+S"(at) : "d"((u16)PORT_COM1_SCRATCH) : "memory");
+	expect("source", (ulong)at, (ulong)(bytes + 6));
+	expect("scratch", in8(PORT_COM1_SCRATCH), 0x66);
+	verdict("ports.insb_outsb");
+
 	at = words;
 	asm volatile("insw" : "+D"(at) : "d"((u16)PORT_UNCLAIMED) : "memory");
 	expect("target", (ulong)at, (ulong)(words + 1));
@@ -82,6 +97,17 @@ static void strings(void)
 	at = words;
 	asm volatile("outsw" : "+S"(at) : "d"((u16)PORT_UNCLAIMED) : "memory");
 	expect("source", (ulong)at, (ulong)(words + 1));
+	at = words + 1;
+	count = 2;
+	INPUT_STRING("w", PORT_UNCLAIMED, at, count);
+	expect("third word", words[2], 0xffff);
+	expect("fourth word", words[3], 0);
+	expect("target", (ulong)at, (ulong)(words + 3));
+	at = words;
+	count = 3;
+	OUTPUT_STRING("w", PORT_UNCLAIMED, at, count);
+	expect("source", (ulong)at, (ulong)(words + 3));
+	expect("count", count, 0);
 	verdict("ports.insw_outsw");
 
 	longs[0] = 0x80000800;
@@ -101,8 +127,18 @@ static void strings(void)
 	expect("one before", longs[2], 0x80001000);
 	expect("untouched", longs[1], 0x80001000);
 	expect("first untouched", longs[0], 0x80000800);
-	out32(PORT_PCI_ADDRESS, 0);
 	verdict("ports.insl_outsl_backwards");
+
+	longs[0] = 0x80002000;
+	at = longs;
+	asm volatile("outsl" : "+S"(at) : "d"((u16)PORT_PCI_ADDRESS) : "memory");
+	expect("source", (ulong)at, (ulong)(longs + 1));
+	at = longs + 1;
+	asm volatile("insl" : "+D"(at) : "d"((u16)PORT_PCI_ADDRESS) : "memory");
+	expect("target", (ulong)at, (ulong)(longs + 2));
+	expect("value", longs[1], 0x80002000);
+	out32(PORT_PCI_ADDRESS, 0);
+	verdict("ports.insl_outsl");
 }
 
 void test_ports(void)

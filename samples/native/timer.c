@@ -1,5 +1,6 @@
 /* The interval timer and the interrupt controllers: waiting, masking, waking. */
 #include "check.h"
+#include "control.h"
 #include "pc.h"
 #include "tests.h"
 #include "traps.h"
@@ -135,6 +136,33 @@ static void pending(void)
 	verdict("timer.sti_hlt_is_atomic");
 }
 
+/* The other way to wait: for a write to a line of memory, or for an interrupt. */
+static void monitored(void)
+{
+	static volatile u32 line[16] __attribute__((aligned(64)));
+	int there = cpuid(1, 0).ecx >> 3 & 1;
+	ulong wanted = there ? NO_TRAP : INVALID_OPCODE;
+
+	PROBE("monitor", (), ("a"(line), "c"(0), "d"(0)));
+	expect("monitor", last_trap.vector, wanted);
+	ticks = 0;
+	timer_once(1000);
+	do { /* it may come back early, so the reason is checked */
+		PROBE("monitor", (), ("a"(line), "c"(0), "d"(0)));
+		PROBE("sti; mwait", (), ("a"(0), "c"(0)));
+		irq_disable();
+		if (ticks == 0)
+			expect("mwait", last_trap.vector, wanted);
+	} while (there && ticks == 0);
+	timer_stop();
+	if (!there) {
+		PROBE("mwait", (), ("a"(0), "c"(0)));
+		expect("mwait alone", last_trap.vector, wanted);
+	}
+	expect("IF", flags_read() & FLAG_IF, 0);
+	verdict("timer.monitor_mwait");
+}
+
 static void masked(void)
 {
 	ticks = 0;
@@ -155,5 +183,5 @@ void test_timer(void)
 	counting();
 	pending();
 	masked();
-	timer_stop();
+	monitored();
 }
