@@ -125,16 +125,18 @@ class _Range:
         if context.operand_prefix or context.repeat or context.wide or context.lock:
             return result  # SDM 2.3.2: #UD
         second, third = self.data[at + 1], self.data[at + 2]
+        selector: NDArray[np.uint8]
+        implied: NDArray[np.uint8]
         if byte == VEX2:
             header, kind, maps = 2, EncodingKind.VEX, _VEX_MAPS
-            selector, implied = np.ones(at.size, np.uint8), second & 3
+            selector, implied = np.ones(at.size, np.uint8), second & np.uint8(3)
         elif byte == EVEX:
             header, kind, maps = 4, EncodingKind.EVEX, _EVEX_MAPS
-            selector, implied = second & 7, third & 3
+            selector, implied = second & np.uint8(7), third & np.uint8(3)
         else:
             header, kind = 3, EncodingKind.XOP if byte == XOP else EncodingKind.VEX
             maps = _XOP_MAPS if byte == XOP else _VEX_MAPS
-            selector, implied = second & 0x1F, third & 3
+            selector, implied = second & np.uint8(0x1F), third & np.uint8(3)
         for number, table_kind in maps.items():
             for prefix in range(4):
                 chosen = np.flatnonzero((selector == number) & (implied == prefix))
@@ -143,7 +145,7 @@ class _Range:
                 opcode = at[chosen] + header
                 inner = vector_table(kind, table_kind, prefix, context.width)[self.pairs[opcode]]
                 self._add_sib(inner, np.flatnonzero(inner & SIB_DISPLACEMENT), opcode)
-                result[chosen] = np.where(inner > 0, inner + header, 0)
+                result[chosen] = np.where(inner > 0, inner + np.uint8(header), 0)
         return result
 
 

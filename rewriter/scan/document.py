@@ -34,9 +34,9 @@ class Site:
     reason: str
     """Why it has no call; empty when it has."""
     context: tuple[str, ...] = ()
-    """What the kernel's own tables say of its bytes: alternative, replacement, ex_table, fixup, paravirt, ..."""
+    """What the kernel's own tables say of its bytes: alternative, replacement, ex_table, fixup, paravirt."""
     partner: int = 0
-    """Address of the other half of a two-instruction form (`sti` + `hlt`), or 0. The first half has the call."""
+    """Address of the other half of a two-instruction form (`sti` + `hlt`), or 0; the first has the call."""
     detail: str = ""
     """Extra fact, such as the slot of a paravirt call."""
 

@@ -59,7 +59,8 @@ def padding_end(code: bytes, at: int, end: int) -> int:
 
 
 def _gaps(covered: ByteArray) -> list[tuple[int, int]]:
-    edges: NDArray[np.int8] = np.diff(np.concatenate(([1], covered, [1])).astype(np.int8))
+    padded = np.concatenate(([1], covered, [1])).astype(np.int8)
+    edges: NDArray[np.int8] = padded[1:] - padded[:-1]
     starts, ends = np.flatnonzero(edges == -1), np.flatnonzero(edges == 1)
     return [(int(a), int(b)) for a, b in zip(starts, ends, strict=True) if b - a >= MIN_GAP]
 

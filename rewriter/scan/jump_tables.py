@@ -157,7 +157,7 @@ def _loaded_address(before: list[Instruction], register: int) -> int | None:
 
 
 def _guard(before: list[Instruction]) -> int:
-    """The tightest bound on the index that the code before shows (`cmp` with `ja`, `and`, `shr`); 0 without one."""
+    """The tightest bound on the index that the code before shows (`cmp`, `and`, `shr`); 0 without one."""
     bounds = []
     for instruction in before:
         if (

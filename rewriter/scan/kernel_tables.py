@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +143,7 @@ def _runs(positions: NDArray[np.int64], stride: int, minimum: int) -> list[tuple
         return []
     breaks = np.flatnonzero(np.diff(positions) != stride) + 1
     bounds = [0, *breaks.tolist(), positions.size]
-    return [(a, b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b - a >= minimum]
+    return [(a, b - a) for a, b in pairwise(bounds) if b - a >= minimum]
 
 
 class _StructureSearch:

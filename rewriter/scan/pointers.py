@@ -118,7 +118,10 @@ def stored_ranges(image: Image, holes: list[tuple[int, int]]) -> list[tuple[int,
 
 
 def relocation_addends(space: Space) -> list[int]:
-    """Code addresses that R_*_RELATIVE records of a self-relocating image name (linked at 0 or at its address)."""
+    """Code addresses that R_*_RELATIVE records of a self-relocating image name.
+
+    Such an image is linked at 0 or at its load address; both readings are returned.
+    """
     image = space.image
     result: set[int] = set()
     for segment in _segments(image):

@@ -57,7 +57,7 @@ class Space:
         return self.payload[region.file_offset : region.file_offset + region.size]
 
     def resolve(self, address: int) -> int | None:
-        """A virtual address inside a region for an address that code names: virtual, or physical before paging."""
+        """A virtual address inside a region for an address in code: virtual, or physical before paging."""
         if self.find(address) is not None:
             return address
         virtual = self.image.vaddr_of_paddr(address)

@@ -1,0 +1,54 @@
+"""`pvpatch scan`: where an image holds privileged and sensitive instructions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pvpatch.report.outfile import OutputFile
+from pvpatch.report.scan import render_scan_rich, render_scan_text, scan_json
+from rewriter.image import Image, open_image
+from rewriter.scan import ScanResult, scan_image
+
+__all__ = ["scan_command"]
+
+
+def _scan(path: Path) -> tuple[Image, ScanResult]:
+    """Open and scan, with progress on standard error when that is a terminal."""
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        image = open_image(path)
+        return image, scan_image(image)
+    with errors.status(f"opening {path.name}") as status:
+        image = open_image(path)
+        return image, scan_image(image, progress=status.update)
+
+
+def scan_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="kernel image")],
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help="write the sites as JSON; - for standard output")
+    ] = "",
+) -> None:
+    """Find every instruction of a kernel image that needs privilege or shows it."""
+    output = OutputFile(json_file) if json_file else None
+    try:
+        understood, result = _scan(image)
+        if output is not None:
+            output.stream.write(scan_json(understood, result))
+            output.commit()
+    except BaseException:
+        if output is not None:
+            output.discard()
+        raise
+    if output is not None and output.is_stdout:
+        return
+    console = Console()
+    if console.is_terminal:
+        render_scan_rich(understood, result, console)
+    else:
+        sys.stdout.write(render_scan_text(understood, result))

@@ -1,0 +1,137 @@
+"""What `pvpatch scan` shows: the JSON document, the terminal tables, the plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rewriter.image import Image
+from rewriter.scan import ScanResult, Site
+
+__all__ = ["SCHEMA", "render_scan_rich", "render_scan_text", "scan_document", "scan_json"]
+
+SCHEMA = "pvpatch/scan/1"
+
+_TOTALS: dict[str, Callable[[Site], str]] = {
+    "kind": lambda site: site.kind,
+    "section": lambda site: site.section,
+    "dialect": lambda site: site.dialect,
+    "width": lambda site: str(site.width),
+    "call": lambda site: site.call or "(none)",
+}
+
+
+def _site(site: Site) -> dict[str, Any]:
+    return {
+        "address": site.address,
+        "file_offset": site.file_offset,
+        "length": site.length,
+        "bytes": site.code.hex(),
+        "mnemonic": site.mnemonic,
+        "operands": site.operands,
+        "section": site.section,
+        "width": site.width,
+        "dialect": site.dialect,
+        "kind": site.kind,
+        "effect": site.effect or None,
+        "call": site.call or None,
+        "reason": site.reason or None,
+        "context": list(site.context),
+        "partner": site.partner or None,
+        "detail": site.detail or None,
+    }
+
+
+def scan_document(image: Image, result: ScanResult) -> dict[str, Any]:
+    """The JSON document of a scan (docs/schema/scan-1.json). Addresses and sizes are integers in bytes."""
+    return {
+        "schema": SCHEMA,
+        "image": {
+            "name": image.path.name,
+            "kind": image.kind,
+            "bits": image.bits,
+            "containers": [f"{layer.kind}:{layer.codec}" for layer in image.container],
+            "entries": [
+                {"address": entry.address, "width": entry.width, "protocol": entry.protocol}
+                for entry in image.entries
+            ],
+            "interfaces": list(result.interfaces),
+        },
+        "complete": result.complete,
+        "regions": [
+            {
+                "name": region.name,
+                "address": region.address,
+                "size": region.size,
+                "method": region.method,
+                "code_bytes": region.code_bytes,
+                "instructions": region.instructions,
+                "evidence": region.reason,
+            }
+            for region in result.regions
+        ],
+        "totals": {
+            "sites": len(result.sites),
+            **{f"by_{name}": result.totals(key) for name, key in _TOTALS.items()},
+        },
+        "sites": [_site(site) for site in result.sites],
+    }
+
+
+def scan_json(image: Image, result: ScanResult) -> str:
+    """The document as text, the same for the same image."""
+    return json.dumps(scan_document(image, result), indent=1) + "\n"
+
+
+def render_scan_text(image: Image, result: ScanResult) -> str:
+    """Plain text for a pipe: tab-separated totals, one line each."""
+    lines = [f"{image.path.name}: {image.kind}, {len(result.sites)} sites"]
+    for region in result.regions:
+        lines.append(
+            f"region\t{region.name}\t{region.address:#x}\t{region.size}\t{region.method}"
+            f"\t{region.instructions} instructions in {region.code_bytes} bytes"
+        )
+    for name, key in _TOTALS.items():
+        lines += [f"{name}\t{value}\t{count}" for value, count in result.totals(key).items()]
+    lines += [f"interface\t{text}" for text in result.interfaces]
+    if not result.complete:
+        lines.append("incomplete\tthe search stopped at its work limit")
+    return "\n".join(lines) + "\n"
+
+
+def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None:
+    """Tables for a terminal."""
+    console.print(f"[bold]{image.path.name}[/]  {image.kind}, {image.bits} bits, {len(result.sites)} sites")
+    regions = Table("region", "address", "bytes", "found by", "instructions", "code bytes", title="Searched")
+    for region in result.regions:
+        regions.add_row(
+            region.name,
+            f"{region.address:#x}",
+            f"{region.size:,}",
+            region.method,
+            f"{region.instructions:,}",
+            f"{region.code_bytes:,}",
+        )
+    console.print(regions)
+    kinds = Table("kind", "sites", "without privilege", "ABI calls", title="Sites by kind")
+    kinds.columns[1].justify = "right"
+    for kind, count in result.totals(_TOTALS["kind"]).items():
+        chosen = [site for site in result.sites if site.kind == kind]
+        effects = sorted({site.effect for site in chosen if site.effect})
+        calls = sorted({site.call for site in chosen if site.call})
+        kinds.add_row(kind, f"{count:,}", ", ".join(effects), ", ".join(calls) or "[dim]none[/]")
+    console.print(kinds)
+    others = Table("by", "value", "sites", title="Totals")
+    others.columns[2].justify = "right"
+    for name in ("section", "dialect", "width"):
+        for value, count in result.totals(_TOTALS[name]).items():
+            others.add_row(name, value, f"{count:,}")
+    console.print(others)
+    for text in result.interfaces:
+        console.print(f"declares {text}")
+    if not result.complete:
+        console.print("[bold red]incomplete: the search stopped at its work limit[/]")
