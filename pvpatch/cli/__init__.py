@@ -12,6 +12,7 @@ from pvpatch.cli.abi import abi_app
 from pvpatch.cli.backends import backends_command
 from pvpatch.cli.guests import guests_app
 from pvpatch.cli.run import run_command
+from pvpatch.cli.scan import scan_command
 
 __all__ = ["app", "main"]
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One paravirt ABI for every x86 kernel and every hypervisor.",
 )
+app.command("scan")(scan_command)
 app.command("run")(run_command)
 app.command("backends")(backends_command)
 app.add_typer(abi_app, name="abi")
