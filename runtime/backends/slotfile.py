@@ -2,8 +2,9 @@
 
     .slot NAME        the code of the ABI call NAME
     .routine NAME     a further routine or data, named by NAME from everywhere in the file
+    .define WORD TEXT a statement that is WORD alone stands for TEXT (statements separated by `;`)
 
-Text before the first marker is commentary. `#` starts a comment.
+`#` starts a comment.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def read_slot_file(path: Path) -> SlotFile:
     parsed = SlotFile()
     target: dict[str, str] | None = None
     name = ""
+    words_defined: dict[str, str] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.split("#")[0].split()
         if words and words[0] in (".slot", ".routine"):
@@ -37,8 +39,10 @@ def read_slot_file(path: Path) -> SlotFile:
                 raise PvpatchError(f"{path.name}:{number}: '{line.strip()}' needs one new name", exit_code=2)
             name = words[1]
             target[name] = ""
+        elif words and words[0] == ".define" and len(words) > 2:
+            words_defined[words[1]] = " ".join(words[2:])
         elif target is not None:
-            target[name] += line + "\n"
+            target[name] += (words_defined[words[0]] if len(words) == 1 and words[0] in words_defined else line) + "\n"
         elif words:
             raise PvpatchError(f"{path.name}:{number}: code before the first .slot", exit_code=2)
     return parsed

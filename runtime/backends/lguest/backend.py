@@ -1,0 +1,171 @@
+"""lguest: i386 kernels at privilege 1, with the ABI's guest-side code for patched native images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pvpatch.abi.errors import PvpatchError
+from pvpatch.abi.layout import CALL_PAGE_SIZE
+from runtime.backends import Capabilities, Hypervisor
+from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
+from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
+from runtime.backends.lguest.resident import (
+    BACKEND_ID,
+    BOOT_ADDRESS_NAME,
+    CODE_PAGES,
+    HOLE,
+    IDENTITY_PAGE,
+    RESIDENT_PAGES,
+    call_page,
+    resident,
+    write_identity_table,
+    write_resident,
+)
+from runtime.backends.lguest.shadow import PAGE
+from runtime.cpu import flags as fl
+from runtime.cpu.delivery import Event
+from runtime.cpu.fastcall import FAST_CALL_LENGTH
+
+if TYPE_CHECKING:
+    from runtime.boot.model import EntryState
+    from runtime.cpu.watch import Site
+    from runtime.machine import Machine
+
+__all__ = ["BACKEND", "LguestBackend"]
+
+_SILENT = frozenset({
+    "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
+    "lar", "lsl", "verr", "verw",
+})  # fmt: skip
+"""Sensitive instructions that do not trap at privilege 1. (Moves of segment registers are as
+sensitive, but watching every MOV would cost more than the rest of the run.)"""
+_PORTS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
+"""Watched because the emulated CPU does not check IOPL for them."""
+_USER = 3
+
+
+class LguestHypervisor(Hypervisor):
+    """Hands the machine's events to the model, and lays out what a patched image needs."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self._patched = machine.patched is not None
+        placement = Placement(RESIDENT_PAGES, HOLE if self._patched else 0, CODE_PAGES)
+        build = ABI_HOST if self._patched else LINUX_HOST
+        self.model = LguestModel(machine, build, placement)
+        self.model.on_privileged = self._privileged
+        self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
+        if machine.patched is not None:
+            for page in machine.patched.pages:
+                for start in {page.physical, page.virtual}:
+                    self._own_ranges.append((start, start + CALL_PAGE_SIZE))
+
+    # -- start -----------------------------------------------------------------------------------
+
+    def page_code(self, width: int) -> bytes | None:
+        """Slots that lead to the resident code; a 64-bit page is of no use here and stays as it is."""
+        return call_page() if width == 32 else None
+
+    def start(self, entry: EntryState) -> EntryState:
+        """A patched image begins in the resident code, which asks lguest for what it needs; any other
+        image is started the way lguest starts its guests."""
+        memory = self.machine.memory
+        base = memory.size
+        write_identity_table(self.model.space.physical, base + IDENTITY_PAGE * PAGE)
+        if self._patched:
+            write_resident(self.model.space.physical, base, entry)
+            entry = replace(entry, rip=resident().labels[BOOT_ADDRESS_NAME])
+        return self.model.start(entry, base + IDENTITY_PAGE * PAGE)
+
+    def entered(self) -> None:
+        """Finish the CPU's state."""
+        self.model.entered()
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def on_event(self, event: Event) -> bool:
+        """Everything traps to the host; what breaks its rules ends the guest with the host's words."""
+        try:
+            self.model.trap(event)
+        except PvpatchError as problem:
+            self.machine.crash(problem.message)
+        return True
+
+    def _privileged(self, mnemonic: str, linear: int) -> None:
+        """A privileged instruction faulted: expected from our own code, a missed site elsewhere."""
+        if not self.is_own_code(linear):
+            self.machine.stats.miss(mnemonic, linear)
+
+    def on_watched(self, site: Site) -> bool:
+        """An instruction that should have been rewritten runs in the kernel; port I/O in user mode faults."""
+        if self.machine.cpu.cpl != _USER:
+            self.machine.stats.miss(site.mnemonic, site.address)
+            return False
+        return site.mnemonic in _PORTS and self.on_event(Event(fl.GP))
+
+    def is_own_code(self, address: int) -> bool:
+        """The resident code and the call page."""
+        return any(start <= address < end for start, end in self._own_ranges)
+
+    def on_syscall(self) -> bool:
+        """SYSCALL enters the host, which does not offer it: #UD for the guest."""
+        return self._fast_call_refused()
+
+    def on_sysenter(self) -> bool:
+        """SYSENTER: as SYSCALL."""
+        return self._fast_call_refused()
+
+    def _fast_call_refused(self) -> bool:
+        self.on_event(Event(fl.UD))
+        self.machine.cpu.state.rip -= FAST_CALL_LENGTH
+        return True
+
+    # -- interrupts ------------------------------------------------------------------------------
+
+    def interrupt_waiting(self) -> bool:
+        """Something is pending and not blocked."""
+        return self.model.interrupts.waiting()
+
+    def deliver_interrupt(self) -> None:
+        """The guest's interrupt word is set: deliver, unless it runs where it wants to be left alone."""
+        try:
+            self.model.interrupts.send()
+        except PvpatchError as problem:
+            self.machine.crash(problem.message)
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def call_exits(self) -> dict[str, int]:
+        """ABI calls that reached the host, by name."""
+        return {}
+
+    def counters(self) -> dict[str, int]:
+        """The shadow's work."""
+        shadow = self.model.shadow
+        return {"shadow_fills": shadow.fills, "shadow_flushes": shadow.flushes}
+
+
+class LguestBackend:
+    """Capabilities and factory."""
+
+    capabilities = Capabilities(
+        name="lguest",
+        backend_id=BACKEND_ID,
+        privilege={32: 1},
+        memory="shadow",
+        time_source="TSC scaled to ns, SET_CLOCKEVENT (relative ns)",
+        summary="lguest of Linux 3.1 to 4.13: i386 kernels at privilege 1, shadow paging, INT 0x1F",
+        watched=_SILENT | _PORTS,
+    )
+
+    def hidden_memory(self, memory_size: int) -> int:
+        """The guest's resident pages, then the host's GDT and shadow tables."""
+        return (RESIDENT_PAGES + HOST_PAGES) * PAGE
+
+    def attach(self, machine: Machine) -> LguestHypervisor:
+        """An lguest host for one machine."""
+        return LguestHypervisor(machine)
+
+
+BACKEND = LguestBackend()
