@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass, field
 
 from pvpatch.abi.asm import assemble
-from runtime.backends import backend_named
+from runtime.backends import Backend, backend_named
 from runtime.boot.model import BootImage, BootKind, BootSegment
 from runtime.machine import Machine, MachineConfig
 from runtime.outcome import RunResult
@@ -81,6 +81,8 @@ class World:
     own_page_tables: bool = True
     """At 64 bits: user-accessible tables of 8 MiB instead of the loader's 4 GiB."""
     trace: list[str] | None = None
+    instance: Backend | None = None
+    """A backend object to use instead of the one called `backend`."""
     paging: bool = False
     pages: dict[int, int] = field(default_factory=dict)
     """Page-table entries of the pages at PAGED, by index."""
@@ -252,7 +254,7 @@ class World:
             memory_mib=8, max_time_s=self.max_time_s, until=self.until, output_limit=self.output_limit
         )
         tracer = _ListTracer(self.trace) if self.trace is not None else None
-        self.machine = Machine(config, image, backend_named(self.backend), tracer=tracer)
+        self.machine = Machine(config, image, self.instance or backend_named(self.backend), tracer=tracer)
         self.result = self.machine.run()
         return self
 
