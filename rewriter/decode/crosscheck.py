@@ -16,7 +16,7 @@ import capstone
 __all__ = ["Verdict", "second_opinion"]
 
 _MODES = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
-_REPEATS = ("rep ", "repe ", "repne ", "repz ", "repnz ", "lock ")
+_REPEATS = ("rep ", "repe ", "repne ", "repz ", "repnz ", "lock ", "bnd ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ def _decoder(width: int) -> capstone.Cs:
 @cache
 def _table(name: str) -> dict[tuple[str, str], str]:
     text = files("rewriter.decode").joinpath("capstone_gaps.toml").read_text(encoding="utf-8")
-    return {(row["iced"], other): row["reason"] for row in tomllib.loads(text)[name] for other in row["capstone"]}
+    rows = tomllib.loads(text)[name]
+    return {(row["iced"], other): row["reason"] for row in rows for other in row["capstone"]}
 
 
 def second_opinion(code: bytes, width: int, mnemonic: str) -> Verdict:

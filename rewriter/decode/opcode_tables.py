@@ -71,6 +71,8 @@ _IMMEDIATE_BYTES = {
     "BRDISP_2": 2, "BRDISP_4": 4, "XBEGIN_2": 2, "XBEGIN_4": 4, "FARBR2_2": 4, "FARBR4_2": 6,
     "XMM_IS4": 1, "YMM_IS4": 1, "XMM_IS5": 1, "YMM_IS5": 1,
 }  # fmt: skip
+_ANY_RM = (0xA6, 0xA7)
+"""Two-byte opcodes 0F A6 and 0F A7 (VIA PadLock): the processor ignores the rm field."""
 _REGISTER_ONLY = {"R16_RM", "R32_RM", "R64_RM", "XMM_RM", "YMM_RM", "ZMM_RM", "MM_RM", "K_RM", "TMM_RM"}
 _MODRM_REGISTER = {
     "R8_REG", "R16_REG", "R32_REG", "R64_REG", "R16_REG_MEM", "R32_REG_MEM", "R64_REG_MEM", "XMM_REG",
@@ -105,6 +107,8 @@ class Encoding:
     """"" exact, "d64" defaults to 64 in 64-bit mode, "f64" always 64 there."""
     modes: frozenset[int]
     lockable: bool
+    refuses_repeat: bool
+    refuses_66: bool
     register_always: bool
     """The mod bits are ignored: MOV to and from control and debug registers."""
 
@@ -112,7 +116,8 @@ class Encoding:
 def _modrm_bytes(info: OpCodeInfo, kinds: list[str]) -> frozenset[int] | None:
     if info.op_code_len == 2:
         first = info.op_code & 0xFF
-        return frozenset(range(first, first + 8) if "STI_OPCODE" in kinds else (first,))
+        any_rm = "STI_OPCODE" in kinds or info.op_code >> 8 in _ANY_RM
+        return frozenset(range(first, first + 8) if any_rm else (first,))
     has_modrm = (
         info.is_group
         or info.is_rm_group
@@ -167,6 +172,8 @@ def _describe(info: OpCodeInfo) -> Encoding:
         sizes="f64" if forced else "d64" if info.default_op_size64 else "",
         modes=frozenset(modes),
         lockable=info.can_use_lock_prefix,
+        refuses_repeat=info.nfx,
+        refuses_66=info.no66,
         register_always=info.ignores_mod_bits,
     )
 
@@ -229,7 +236,8 @@ def _fits(entry: Encoding, context: Context, rank: int) -> bool:
 def _prefix_rank(entry: Encoding, context: Context) -> int:
     """How specifically the mandatory prefix fits: 0 not at all, 1 any prefix, 2 exactly."""
     if entry.prefix == MandatoryPrefix.NONE:
-        return 1
+        refused = (entry.refuses_repeat and context.repeat) or (entry.refuses_66 and context.operand_prefix)
+        return 0 if refused else 1
     wanted = {0xF3: MandatoryPrefix.PF3, 0xF2: MandatoryPrefix.PF2}.get(context.repeat)
     if wanted is None:
         wanted = MandatoryPrefix.P66 if context.operand_prefix else MandatoryPrefix.PNP

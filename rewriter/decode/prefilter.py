@@ -33,7 +33,9 @@ def candidates(code: ByteArray, marks: Marks, prefixes: ByteArray, width: int) -
         parts.append(start[plain[kept]])
         escaped = np.flatnonzero(verdict == 2)
         escaped = escaped[table.second[code[opcode[escaped] + 1]] > 0]
-        escaped = escaped[opcode[escaped] < last - 1]
+        at_end = opcode[escaped] >= last - 1
+        parts.append(start[escaped[at_end]])
+        escaped = escaped[~at_end]
         at = opcode[escaped] + 1
         kept = table.escaped_pair[code[at] | (code[at + 1].astype(np.uint16) << np.uint16(8))] > 0
         parts.append(start[escaped[kept]])
