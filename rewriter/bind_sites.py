@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from pvpatch.abi.spec import load_spec
 from rewriter.emit.binding import Refused, bind, match, mnemonic_name
+from rewriter.emit.marshal import refusal
+from rewriter.emit.reach import Reach
 from rewriter.tactics import Patchable
 from rewriter.tactics.view import CodeView
 
@@ -23,7 +25,7 @@ class Bound:
     paired: Mapping[int, int]
 
 
-def bind_sites(view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]) -> Bound:
+def bind_sites(view: CodeView, reach: Reach, addresses: Iterable[int], foreign: Mapping[int, str]) -> Bound:
     """Bind the sites at ``addresses``; ``foreign`` are those that stay for a reason known before."""
     sites: dict[int, Patchable] = {}
     kept: dict[int, str] = {}
@@ -35,7 +37,7 @@ def bind_sites(view: CodeView, addresses: Iterable[int], foreign: Mapping[int, s
         if address in foreign:
             kept[address] = foreign[address]
             continue
-        found = _bind_one(view, address)
+        found = _bind_one(view, reach, address)
         if isinstance(found, str):
             kept[address] = found
             continue
@@ -49,7 +51,7 @@ def bind_sites(view: CodeView, addresses: Iterable[int], foreign: Mapping[int, s
     return Bound(sites, kept, calls, paired)
 
 
-def _bind_one(view: CodeView, address: int) -> Patchable | str:
+def _bind_one(view: CodeView, reach: Reach, address: int) -> Patchable | str:
     instruction = view.at(address)
     if instruction is None:
         return "not on a known instruction boundary"
@@ -65,8 +67,10 @@ def _bind_one(view: CodeView, address: int) -> Patchable | str:
         return f"the {form.next.upper()} behind it is a branch target, and the two must act as one"
     try:
         binding = bind(call, form, instruction, bits)
-    except Refused as reason:
-        return str(reason)
+    except Refused as refused:
+        return str(refused)
+    if reason := refusal(binding, bits, called=reach.kind == "absolute"):
+        return reason
     end = instruction.next_ip
     if binding.length == 2:
         assert following is not None

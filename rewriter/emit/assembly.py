@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from iced_x86 import Code, Encoder, Instruction, MemoryOperand, Register
+from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
 
 __all__ = ["Assembly", "Encoded", "Item", "Label", "Place"]
 
@@ -126,7 +126,8 @@ class Assembly:
         """The iced operand of a place."""
         size = place.address_size or self.word
         if place.rip:
-            return MemoryOperand(Register.RIP, displ=place.displacement, displ_size=8, seg=place.segment)
+            target = ((place.displacement & (2**64 - 1)) ^ (1 << 63)) - (1 << 63)
+            return MemoryOperand(Register.RIP, displ=target, displ_size=8, seg=place.segment)
         base = Register.NONE if place.base is None else self.register(place.base, size)
         index = Register.NONE if place.index is None else self.register(place.index, size)
         if base == Register.NONE:
@@ -293,8 +294,7 @@ class Assembly:
 
 def _aim(instruction: Instruction, target: int) -> Instruction:
     """The branch with another target."""
-    if instruction.code in (Code.CALL_REL32_32, Code.JMP_REL32_32, Code.JNE_REL32_32) or \
-            instruction.near_branch32:
+    if instruction.op0_kind == OpKind.NEAR_BRANCH32:
         instruction.near_branch32 = target & 0xFFFFFFFF
     else:
         instruction.near_branch64 = target & 0xFFFFFFFFFFFFFFFF

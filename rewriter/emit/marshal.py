@@ -18,7 +18,7 @@ from rewriter.emit.binding import Refused
 from rewriter.emit.moves import in_place, load_all, load_source, reads
 from rewriter.emit.operands import Address, Binding, Destination, InMemory, InRegister, OnStack, Source
 
-__all__ = ["RED_ZONE", "Surroundings", "emit_binding"]
+__all__ = ["RED_ZONE", "Surroundings", "emit_binding", "refusal"]
 
 RED_ZONE = 128  # bytes below the stack pointer that a leaf function may own (System V AMD64 ABI 3.2.2)
 _SAVE_ORDER = (0, 2, 1, 3, 6, 7, 5, *range(8, 16))
@@ -54,6 +54,16 @@ def emit_binding(asm: Assembly, binding: Binding, slot: int, around: Surrounding
         _Marshal(asm, binding, around).emit(slot)
 
 
+def refusal(binding: Binding, bits: int, *, called: bool) -> str:
+    """Why the binding cannot be emitted; ``called``: the site reaches its thunk by a CALL. Else empty."""
+    bias = bits // 8 if called and not binding.jump else 0
+    try:
+        emit_binding(Assembly(bits), binding, 0, Surroundings(bias=bias))
+    except Refused as reason:
+        return str(reason)
+    return ""
+
+
 def _emit_stacked(asm: Assembly, binding: Binding, slot: int, around: Surroundings) -> None:
     """Arguments on the stack: all are read before the first is written, as they may overlap."""
     count = len(binding.stack_arguments)
@@ -84,6 +94,10 @@ def _emit_stacked(asm: Assembly, binding: Binding, slot: int, around: Surroundin
         asm.call(slot)
 
 
+def _is_stack_pointer(target: Destination) -> bool:
+    return isinstance(target, InRegister) and target.number == SP
+
+
 @dataclass
 class _Frame:
     """What was pushed so far; ``depth`` is the distance to the site's stack pointer in bytes."""
@@ -107,7 +121,9 @@ class _Marshal:
         self.around = around
         self.frame = _Frame(depth=around.bias)
         self.anchor: int | None = None
-        self.binding = self._anchored(binding)
+        bound = self._anchored(binding)
+        self.new_stack = next((source for source, target in bound.copies if _is_stack_pointer(target)), None)
+        self.binding = replace(bound, copies=tuple(pair for pair in bound.copies if not _is_stack_pointer(pair[1])))
         self.scratch = self._choose_scratch()
         self.red_zone = RED_ZONE if around.red_zone else 0
 
@@ -115,12 +131,20 @@ class _Marshal:
         """The whole thunk of the binding."""
         if self.binding.loads_ss and self._stash():
             self._emit_without_stack(slot)
-            return
-        self._enter()
-        load_all(self.asm, self.binding.inputs, self.frame.depth)
-        self.asm.call(slot)
-        self._deliver()
-        self._leave()
+        else:
+            self._enter()
+            load_all(self.asm, self.binding.inputs, self.frame.depth)
+            self.asm.call(slot)
+            self._deliver()
+            self._leave()
+        if self.new_stack is not None:
+            self._load_stack_pointer(self.new_stack)
+
+    def _load_stack_pointer(self, source: Source) -> None:
+        """LSS: the stack pointer is the very last thing that changes, read once more from memory."""
+        if self.around.bias or not isinstance(source, InMemory) or source.size < 4:
+            raise Refused("the stack pointer is loaded in a way that a thunk cannot follow")
+        self.asm.load(SP, source.place, source.size)
 
     # ---- which registers -------------------------------------------------------------
 

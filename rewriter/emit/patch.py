@@ -54,7 +54,7 @@ def patch_payload(image: Image, view: CodeView, addresses: Iterable[int], foreig
     reach = Reach("absolute" if image.kind == "flat" else "relative")
     if image.kind == "flat" and (reason := flat_writer.flat_reason(image)):
         raise ImageError(f"the image cannot be extended: {reason}")
-    bound = bind_sites(view, addresses, foreign)
+    bound = bind_sites(view, reach, addresses, foreign)
     plan = make_plan(view, reach, bound)
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
@@ -182,6 +182,8 @@ def _stub_entries(image: Image) -> tuple[EntryPoint, ...]:
         if entry.protocol in _STUB_PROTOCOLS:
             chosen.setdefault((entry.physical, entry.protocol == "pvh"), entry)
     entries = tuple(chosen.values())
+    if any(entry.protocol != "elf" for entry in entries):
+        entries = tuple(entry for entry in entries if entry.protocol != "elf")
     if image.kind != "flat" and any(entry.width == 64 for entry in entries):
         raise ImageError("the ELF entry point is 64-bit code", hint="multiboot and PVH enter in 32-bit code")
     if not entries:

@@ -252,8 +252,10 @@ def _entries(
     xen_entry = xen.get("ENTRY") if isinstance(xen, dict) else None
     if isinstance(xen_entry, int):
         add(places.by_vaddr(xen_entry), header.bits, "xen")
-    if not multiboot:
-        add(places.either(header.entry), header.bits, "elf")
+    generic = places.either(header.entry)
+    known = {entry.physical: entry.width for entry in found}
+    if not multiboot and (generic is None or known.get(generic[1], header.bits) == header.bits):
+        add(generic, header.bits, "elf")  # a protocol that enters there in another width knows it better
     if not found:
         raise ImageError(f"the entry point {header.entry:#x} lies outside every segment", hint=DAMAGED)
     return tuple(found)

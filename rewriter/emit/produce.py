@@ -1,0 +1,125 @@
+"""From an opened image to the bytes of its patched file, with the manifest inside."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iced_x86 import Formatter, FormatterSyntax, Instruction
+
+from pvpatch.abi.errors import ImageError
+from pvpatch.abi.layout import find_locators
+from rewriter.emit.patch import PatchJob, patch_payload
+from rewriter.image import Image, gzip_layer
+from rewriter.manifest import Container, Manifest, Site, find_record, pack
+from rewriter.scan import ScanResult, scan_image
+from rewriter.tactics.adapter import foreign_sites, view_of
+from rewriter.verify import verify
+
+__all__ = ["Produced", "patch_image", "refuse_patched"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Produced:
+    """A patched file and how it came about. Times in seconds of the host."""
+
+    file: bytes
+    manifest: Manifest
+    job: PatchJob
+    scan: ScanResult
+    instructions_checked: int
+    scan_seconds: float
+    patch_seconds: float
+
+
+def refuse_patched(image: Image) -> None:
+    """ImageError when the image was patched before."""
+    try:
+        patched = find_record(image.payload) is not None
+    except ImageError:
+        patched = True
+    patched = patched or any(find_locators(image.data_of(segment), segment.vaddr) for segment in image.segments)
+    if patched:
+        raise ImageError(f"{image.path}: this image is already patched", hint="`pvpatch revert` restores the original")
+
+
+def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
+    """Scan, plan, patch and verify an image; ImageError when it cannot be patched."""
+    refuse_patched(image)
+    _refuse_container(image)
+    started = time.perf_counter()
+    scan = scan_image(image, progress)
+    scanned = time.perf_counter()
+    progress("planning and writing")
+    job = patch_payload(image, view_of(scan.codemap), [site.address for site in scan.sites], foreign_sites(scan))
+    payload = job.payload()
+    progress("decoding again what was written")
+    checked = verify(job, payload)
+    manifest = _manifest(image, job, scan)
+    file = _wrap(image, payload + pack(manifest))
+    return Produced(file, manifest, job, scan, checked, scanned - started, time.perf_counter() - scanned)
+
+
+def _refuse_container(image: Image) -> None:
+    if len(image.container) > 1 or any(layer.kind != "gzip" for layer in image.container):
+        kinds = " in ".join(layer.kind for layer in reversed(image.container))
+        raise ImageError(f"{image.path}: patching inside {kinds} is not supported yet",
+                         hint="gzip, ELF and flat images are; the payload can be patched after it is taken out")
+
+
+def _wrap(image: Image, payload: bytes) -> bytes:
+    return gzip_layer.wrap(image.container[0], payload) if image.container else payload
+
+
+def _manifest(image: Image, job: PatchJob, scan: ScanResult) -> Manifest:
+    recipe = gzip_layer.recipe(image.container[0], image.payload) if image.container else None
+    kept = image.original if image.container and recipe is None else b""
+    containers = tuple(
+        Container(layer.kind, layer.codec, {"header": recipe.header.hex(), "level": recipe.level,
+                                            "memory_level": recipe.memory_level} if recipe else None)
+        for layer in image.container
+    )
+    resident = job.resident
+    return Manifest(
+        original_sha256=hashlib.sha256(image.original).hexdigest(),
+        original_size=len(image.original),
+        payload_sha256=hashlib.sha256(image.payload).hexdigest(),
+        payload_size=len(image.payload),
+        format=image.kind,
+        reach=job.reach.kind,
+        resident={"physical": resident.physical, "size": resident.size, "memory_size": resident.memory_size,
+                  "offset": job.block_offset},
+        changes=tuple(sorted(job.edits.changes, key=lambda change: change.offset)),
+        additions=tuple(job.edits.additions),
+        sites=_sites(job, scan),
+        containers=containers,
+        kept_original=kept,
+    )
+
+
+def _sites(job: PatchJob, scan: ScanResult) -> tuple[Site, ...]:
+    formatter = Formatter(FormatterSyntax.INTEL)
+    known = {site.address: site for site in scan.sites}
+    rows: list[Site] = []
+    for decision in job.plan.decisions:
+        site = known.get(decision.address)
+        instruction = job.view.at(decision.address)
+        if site is None:
+            continue
+        bound = job.bound.sites.get(job.bound.paired.get(decision.address, decision.address))
+        thunk = None if decision.window is None else job.resident.thunks[decision.window].address
+        text = _text(formatter, instruction) if instruction is not None else f"{site.mnemonic} {site.operands}".strip()
+        rows.append(Site(site.address, site.file_offset, site.width, site.code.hex(), text, decision.call,
+                         decision.tactic, decision.reason, decision.window, thunk,
+                         bound.binding.number if bound is not None else None))
+    return tuple(rows)
+
+
+def _text(formatter: Formatter, instruction: Instruction) -> str:
+    return str(formatter.format(instruction))
+
+

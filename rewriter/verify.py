@@ -1,0 +1,151 @@
+"""Nothing emitted is believed: every thunk and every site is decoded again and compared with the plan.
+
+iced decodes what iced encoded, instruction by instruction, against the intent; capstone, which
+shares no code with it, must see the same boundaries; and every relocated instruction must be
+the operation it was at its old place.
+"""
+
+from __future__ import annotations
+
+import capstone
+from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
+
+from pvpatch.abi.errors import PvpatchError
+from rewriter.emit.assembly import Encoded, Item
+from rewriter.emit.patch import PatchJob
+from rewriter.emit.relocate import is_direct_branch, is_direct_call
+from rewriter.tactics import Window
+
+__all__ = ["VerificationError", "same_operation", "verify"]
+
+
+_IMMEDIATES = (OpKind.IMMEDIATE8, OpKind.IMMEDIATE8_2ND, OpKind.IMMEDIATE16, OpKind.IMMEDIATE32, OpKind.IMMEDIATE64,
+               OpKind.IMMEDIATE8TO16, OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64)
+
+
+class VerificationError(PvpatchError):
+    """The emitted code is not what was meant: a fault of this program, found before anything is written."""
+
+
+def verify(job: PatchJob, payload: bytes) -> int:
+    """Check all thunks and sites of a finished payload; returns the number of instructions compared."""
+    count = 0
+    for window in job.plan.windows:
+        encoded = job.resident.thunks[window.start]
+        start = job.block_offset + job.resident.thunk_offsets[window.start]
+        data = payload[start : start + len(encoded.data)]
+        count += check_encoded(encoded, data, window.bits)
+        _check_origins(job, window, encoded)
+        _check_site(job, window, payload)
+    return count
+
+
+def check_encoded(encoded: Encoded, data: bytes, bits: int) -> int:
+    """Decode what was written and compare it with the intended instructions."""
+    if data != encoded.data:
+        raise VerificationError(f"the thunk at {encoded.address:#x} was overwritten")
+    decoder = Decoder(bits, data, ip=encoded.address)
+    for start, item in zip(encoded.starts, encoded.items, strict=True):
+        if decoder.position != start:
+            raise VerificationError(f"an instruction of the thunk at {encoded.address:#x} is misplaced")
+        found = decoder.decode()
+        if not _equal(found, item):
+            raise VerificationError(f"'{item.instruction}' was encoded as '{found}' at {found.ip:#x}")
+    if decoder.position != len(data):
+        raise VerificationError(f"the thunk at {encoded.address:#x} has bytes left over")
+    _check_boundaries(encoded, data, bits)
+    return len(encoded.items)
+
+
+def _equal(found: Instruction, item: Item) -> bool:
+    return operation(found) == operation(item.instruction)
+
+
+def operation(instruction: Instruction) -> tuple[object, ...]:
+    """What an instruction does: opcode, prefixes, every operand with absolute addresses."""
+    operands: list[object] = []
+    for index in range(instruction.op_count):
+        kind = instruction.op_kind(index)
+        operands.append(kind)
+        if kind == OpKind.REGISTER:
+            operands.append(instruction.op_register(index))
+        elif kind == OpKind.MEMORY:
+            operands += memory(instruction)
+        elif kind in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64):
+            operands.append(instruction.near_branch_target)
+        elif kind in (OpKind.FAR_BRANCH16, OpKind.FAR_BRANCH32):
+            operands += [instruction.far_branch_selector, instruction.far_branch32]
+        elif kind in _IMMEDIATES:
+            operands.append(instruction.immediate(index))
+    prefixes = (instruction.has_lock_prefix, instruction.has_rep_prefix, instruction.has_repne_prefix,
+                instruction.segment_prefix)
+    return instruction.code, prefixes, tuple(operands)
+
+
+def memory(instruction: Instruction) -> list[object]:
+    """Address and segment of a memory operand, the displacement at the width of the address."""
+    narrow = instruction.memory_base == Register.NONE and instruction.memory_displ_size == 4
+    narrow = narrow or RegisterExt.size(instruction.memory_base or instruction.memory_index) == 4
+    mask = 0xFFFFFFFF if narrow else 2**64 - 1
+    return [instruction.memory_base, instruction.memory_index, instruction.memory_index_scale,
+            instruction.memory_displacement & mask]
+
+
+def _check_boundaries(encoded: Encoded, data: bytes, bits: int) -> None:
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32)
+    starts = {address - encoded.address for address, *_ in engine.disasm_lite(data, encoded.address)}
+    end = max(starts, default=0)
+    wanted = {start for start in encoded.starts if start <= end}
+    if starts != wanted:
+        raise VerificationError(f"capstone sees other instructions in the thunk at {encoded.address:#x}")
+
+
+def _check_origins(job: PatchJob, window: Window, encoded: Encoded) -> None:
+    """Every instruction that moved appears once, in order, and does what it did."""
+    moved = [(item.origin, item.instruction) for item in encoded.items if item.origin is not None]
+    shift = window.bits // 8 if job.reach.kind == "absolute" else 0
+    for origin, instruction in moved:
+        original = job.view.at(origin)
+        if original is None or not same_operation(original, instruction, shift):
+            raise VerificationError(f"'{original}' at {origin:#x} became '{instruction}'")
+    order = [origin for origin, _ in moved]
+    if order != sorted(order):
+        raise VerificationError(f"the window at {window.start:#x} lost its order")
+
+
+def same_operation(original: Instruction, moved: Instruction, shift: int = 0) -> bool:
+    """Whether a moved instruction is the original one: same opcode, operands and absolute targets.
+
+    Branches may have grown; a direct call may have become the jump of a call whose return
+    address was pushed before; ``shift`` is what a return address on the stack adds to
+    operands based on the stack pointer.
+    """
+    if is_direct_call(original):
+        return moved.mnemonic == Mnemonic.JMP and moved.near_branch_target == original.near_branch_target
+    if is_direct_branch(original):
+        target = original.near_branch_target
+        return moved.mnemonic == original.mnemonic and (moved.near_branch_target == target
+                                                        or not moved.is_jcc_short_or_near)
+    if operation(moved) == operation(original):
+        return True
+    back = moved.copy()
+    back.memory_displacement = (moved.memory_displacement - shift) & (2**64 - 1)
+    return bool(shift) and moved.memory_base in (Register.ESP, Register.RSP) and operation(back) == operation(original)
+
+
+def _check_site(job: PatchJob, window: Window, payload: bytes) -> None:
+    """The site's jump leads to its thunk (a flat image's entry window is overlaid by the entry jump)."""
+    offset = job.image.offset_of(window.entry)
+    assert offset is not None
+    if any(change.kind == "entry" and change.offset < offset + 7 and offset < change.offset + 5
+           for change in job.edits.changes):
+        return
+    code = Decoder(window.bits, payload[offset : offset + 15], ip=window.entry).decode()
+    if job.reach.kind == "absolute":
+        reached = code.memory_displacement == job.resident.pointers[window.start]
+    else:
+        address = job.resident.thunks[window.start].address
+        mask = (1 << window.bits) - 1
+        reached = code.near_branch_target & mask == address & mask
+    if not reached:
+        raise VerificationError(f"the jump at {window.entry:#x} leads to {code}")
