@@ -24,6 +24,24 @@ _MNEMONIC_NAMES: dict[int, str] = {
     if name.isupper() and isinstance(value, int)
 }
 
+_OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
+    "rdmsr": (b"\x0f\x32",),
+    "wrmsr": (b"\x0f\x30",),
+    "rdpmc": (b"\x0f\x33",),
+    **dict.fromkeys(("pushf", "pushfd", "pushfq"), (b"\x9c",)),
+    **dict.fromkeys(("popf", "popfd", "popfq"), (b"\x9d",)),
+    **dict.fromkeys(("sgdt", "sidt", "lgdt", "lidt", "smsw", "lmsw"), (b"\x0f\x01",)),
+    **dict.fromkeys(("sldt", "str", "verr", "verw", "lldt", "ltr"), (b"\x0f\x00",)),
+    "lar": (b"\x0f\x02",),
+    "lsl": (b"\x0f\x03",),
+    "arpl": (b"\x63",),
+    "in": (b"\xe4", b"\xe5", b"\xec", b"\xed"),
+    "out": (b"\xe6", b"\xe7", b"\xee", b"\xef"),
+    **dict.fromkeys(("insb", "insw", "insd"), (b"\x6c", b"\x6d")),
+    **dict.fromkeys(("outsb", "outsw", "outsd"), (b"\x6e", b"\x6f")),
+}
+"""Bytes that code must contain to hold the instruction: most blocks need not be decoded at all."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -59,6 +77,9 @@ class Watcher:
         self._reached = reached
         self._exempt = exempt
         self._sites: dict[int, Site] = {}
+        self._needles: tuple[bytes, ...] | None = None
+        if all(name in _OPCODE_BYTES for name in mnemonics):
+            self._needles = tuple({needle for name in mnemonics for needle in _OPCODE_BYTES[name]})
         self._stale: list[tuple[int, int]] = []
         cpu.on_new_block(self._examine)
 
@@ -89,6 +110,8 @@ class Watcher:
         if not size or self._exempt(address):
             return
         code = self._memory.try_read(address, size)
+        if self._needles is not None and not any(needle in code for needle in self._needles):
+            return
         found = False
         for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
             name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
