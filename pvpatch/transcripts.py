@@ -14,14 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-import pyte
+from runtime.terminal import is_screen, screen
 
-__all__ = ["Comparison", "Rule", "compare", "is_screen", "load_rules", "normalise", "screen"]
-
-_CURSOR = re.compile(rb"\x1b\[\d+;\d+H")
-_COLUMNS, _ROWS = 80, 25
-_SCREEN_MOVES = 20
-"""More cursor moves than this make a transcript a screen; a boot loader's clear-screen does not."""
+__all__ = ["Comparison", "Rule", "compare", "load_rules", "normalise"]
 
 
 @dataclass(frozen=True)
@@ -54,18 +49,6 @@ def load_rules() -> tuple[Rule, ...]:
         Rule(raw["name"], raw["why"], re.compile(raw.get("drop") or raw["mask"]), raw.get("with"))
         for raw in data["rule"]
     )
-
-
-def is_screen(transcript: bytes) -> bool:
-    """Is this the drawing of a full-screen program?"""
-    return len(_CURSOR.findall(transcript)) > _SCREEN_MOVES
-
-
-def screen(transcript: bytes) -> list[str]:
-    """The final screen, 25 lines without trailing blanks."""
-    display = pyte.Screen(_COLUMNS, _ROWS)
-    pyte.ByteStream(display).feed(transcript)
-    return [line.rstrip() for line in display.display]
 
 
 def normalise(transcript: bytes, used: dict[str, int] | None = None) -> list[str]:

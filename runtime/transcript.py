@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from runtime.terminal import DrawnScreen, is_screen
+
 __all__ = ["OUTPUT_LIMIT", "Transcript"]
 
 OUTPUT_LIMIT = 32 << 20
 """Bytes of console output after which a run ends: a guest that prints for ever is not a run."""
+
+_SCREEN_SAMPLE = 8192
+"""Bytes of recent output that are looked at to tell a full-screen program."""
 
 
 class Transcript:
@@ -28,6 +33,7 @@ class Transcript:
         self._show = show
         self._limit = limit
         self._found = False
+        self._screen: DrawnScreen | None = None
         self._waits: list[tuple[bytes, int, Callable[[], None]]] = []
 
     def write(self, data: bytes) -> None:
@@ -40,12 +46,27 @@ class Transcript:
         self._content += data
         if self._show is not None:
             self._show(data)
-        if self._until and not self._found and self._content.find(self._until, start) >= 0:
+        if self._until and not self._found and self._shows_end(data, start):
             self._found = True
             self._on_found()
         self._check_waits()
         if len(self._content) >= self._limit:
             self._on_full()
+
+    def _shows_end(self, data: bytes, start: int) -> bool:
+        """Has the text been printed, or been drawn on the screen piece by piece?"""
+        if self._content.find(self._until, start) >= 0:
+            return True
+        if self._screen is None:
+            if b"\x1b" not in data or not is_screen(bytes(self._content[-_SCREEN_SAMPLE:])):
+                return False
+            self._screen = DrawnScreen()
+            data = bytes(self._content)
+        self._screen.feed(data)
+        if b"\x1b" not in data:  # the next movement is what ends a piece of drawing
+            return False
+        text = self._until.decode("utf-8", "replace")
+        return any(text in line for line in self._screen.lines())
 
     def when(self, text: bytes, callback: Callable[[], None]) -> None:
         """Call `callback` once, as soon as `text` is printed from now on (at once when it is empty)."""

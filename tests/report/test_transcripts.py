@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pvpatch.transcripts import compare, is_screen, load_rules, normalise, screen
+from pvpatch.transcripts import compare, load_rules, normalise
+from runtime.terminal import is_screen, screen
 
 BOOT = b"kernel 1.0\r\nmap: 0000000000100000:0000000020000000, available\r\nCPU at 2000 MHz\r\nhello\r\n"
 
