@@ -9,6 +9,8 @@ from pvpatch.abi.errors import PvpatchError
 from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
+from runtime.backends.lguest.launcher import mnemonic_name
+from runtime.backends.lguest.missed import MissedSites
 from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
 from runtime.backends.lguest.resident import (
     BACKEND_ID,
@@ -28,6 +30,8 @@ from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
 
 if TYPE_CHECKING:
+    import iced_x86
+
     from runtime.boot.model import EntryState
     from runtime.cpu.watch import Site
     from runtime.machine import Machine
@@ -54,6 +58,7 @@ class LguestHypervisor(Hypervisor):
         placement = Placement(RESIDENT_PAGES, HOLE if self._patched else 0, CODE_PAGES)
         build = ABI_HOST if self._patched else LINUX_HOST
         self.model = LguestModel(machine, build, placement)
+        self._missed = MissedSites(self.model)
         self.model.on_privileged = self._privileged
         self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
         if machine.patched is not None:
@@ -92,17 +97,24 @@ class LguestHypervisor(Hypervisor):
             self.machine.crash(problem.message)
         return True
 
-    def _privileged(self, mnemonic: str, linear: int) -> None:
+    def _privileged(self, insn: iced_x86.Instruction, linear: int) -> bool:
         """A privileged instruction faulted: expected from our own code, a missed site elsewhere."""
-        if not self.is_own_code(linear):
-            self.machine.stats.miss(mnemonic, linear)
+        if self.is_own_code(linear):
+            return False
+        self.machine.stats.miss(mnemonic_name(insn), linear)
+        return self._patched and self._missed.carry_out(insn)
 
     def on_watched(self, site: Site) -> bool:
         """An instruction that should have been rewritten runs in the kernel; port I/O in user mode faults."""
         if self.machine.cpu.cpl != _USER:
             self.machine.stats.miss(site.mnemonic, site.address)
-            return False
+            return self._patched and site.mnemonic not in _PORTS and self._carry_out()
         return site.mnemonic in _PORTS and self.on_event(Event(fl.GP))
+
+    def _carry_out(self) -> bool:
+        """What the patched form would have done. EIP is on the site."""
+        insn = self.model.launcher.decode()
+        return insn is not None and self._missed.carry_out(insn)
 
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call page."""

@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import iced_x86
+
 from runtime.backends.lguest.descriptors import GUEST_PRIVILEGE, Gates, RealGdt
 from runtime.backends.lguest.errors import GuestKilled
 from runtime.backends.lguest.hypercalls import Hypercalls
 from runtime.backends.lguest.interface import HostBuild, interface
 from runtime.backends.lguest.interrupts import Interrupts
-from runtime.backends.lguest.launcher import Launcher, mnemonic_name
+from runtime.backends.lguest.launcher import Launcher
 from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.lguest.space import GuestSpace
 from runtime.backends.lguest.traps import SharedPage, Traps
@@ -42,13 +44,15 @@ _GDT_LINEAR = 0xFFFF_F000
 _FIXED_CR0 = fl.CR0_PE | fl.CR0_WP | fl.CR0_PG
 _GUEST_CR0 = 0x2 | 0x4 | fl.CR0_TS | 0x10 | 0x20
 """MP, EM, TS, ET, NE: what a guest decides of CR0."""
-_GUEST_CR4 = 0x4 | 0x200 | 0x400 | 0x40000
-"""TSD, OSFXSR, OSXMMEXCPT, OSXSAVE: what a guest decides of CR4."""
+_GUEST_CR4 = 0x200 | 0x400
+"""OSFXSR, OSXMMEXCPT: what a guest decides of CR4."""
 _CR4_PAE = 1 << 5
+_FLUSHING_CR4 = 1 << 4 | _CR4_PAE | 1 << 7
+"""PSE, PAE, PGE: a change of these empties the TLB (SDM vol. 3, 4.10.4.1)."""
 _TSC_KHZ = 2_000_000
 _NS_PER_S = 1_000_000_000
 _USER = 3
-_NO_ERROR_SELECTOR = 0
+_FAR_RETURNS = frozenset({iced_x86.Mnemonic.RETF, iced_x86.Mnemonic.IRETD})
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,9 @@ class LguestModel:
         self.launcher = Launcher(self)
         self.hypercalls = Hypercalls(self)
         self.halted = False
-        self.on_privileged: Callable[[str, int], None] = lambda mnemonic, linear: None
-        """Told of every privileged instruction that faulted: mnemonic and linear address."""
+        self.on_privileged: Callable[[iced_x86.Instruction, int], bool] = lambda insn, linear: False
+        """Shown every privileged instruction that faulted, with its linear address, before the
+        launcher looks at it; True means that it has been dealt with."""
         self.cr0 = _FIXED_CR0
         self.cr4 = 0
         self._map_host(gdt_page, placement)
@@ -168,7 +173,7 @@ class LguestModel:
             self._software(event.vector)
         elif event.vector == fl.PAGE_FAULT:
             self._page_fault(event.error_code)
-        elif event.vector == fl.GP and event.error_code == _NO_ERROR_SELECTOR and self._emulate():
+        elif event.vector == fl.GP and self._emulate(event.error_code):
             return
         else:
             self.reflect(event.vector, event.error_code)
@@ -210,8 +215,8 @@ class LguestModel:
         self.shared.write("cr2", linear)
         self.reflect(fl.PAGE_FAULT, error_code)
 
-    def _emulate(self) -> bool:
-        """#GP(0): a privileged instruction of the guest's kernel, perhaps."""
+    def _emulate(self, error_code: int) -> bool:
+        """#GP: a privileged instruction of the guest's kernel, perhaps."""
         cpu = self.machine.cpu
         if cpu.cpl == _USER:
             return False
@@ -219,8 +224,9 @@ class LguestModel:
         if insn is None:
             return False
         linear = (cpu.state.segments[fl.CS].base + cpu.state.rip) & 0xFFFFFFFF
-        self.on_privileged(mnemonic_name(insn), linear)
-        return self.launcher.emulate(insn)
+        if error_code:  # a selector was refused, perhaps for the privilege that the guest believes in
+            return insn.mnemonic in _FAR_RETURNS and self.on_privileged(insn, linear)
+        return self.on_privileged(insn, linear) or self.launcher.emulate(insn)
 
     def reflect(self, vector: int, error_code: int) -> None:
         """An exception for the guest; without a handler it is killed, as lguest does."""
@@ -259,6 +265,8 @@ class LguestModel:
 
     def set_cr4(self, value: int) -> None:
         """A guest's CR4: its FPU bits take effect on the CPU, PAE on how its tables are read."""
+        if (value ^ self.cr4) & _FLUSHING_CR4:
+            self.shadow.flush()
         self.cr4 = value
         real = self.machine.cpu.state.cr[4] & ~_GUEST_CR4 | value & _GUEST_CR4
         self.machine.cpu.write_control(4, real)

@@ -33,6 +33,7 @@ __all__ = [
     "RESIDENT_PAGES",
     "Resident",
     "call_page",
+    "place_of",
     "resident",
     "write_identity_table",
     "write_resident",
@@ -42,9 +43,12 @@ BACKEND_ID = 2
 HOLE = 0xFFC0_0000
 """Linear address of the first page."""
 PAGE = 4096
-CODE_PAGES = 5
+CODE_PAGES = 6
 _STUB_OFFSET = 4 * PAGE
 _STUB_SIZE = 16
+_OPEN_OFFSET = 5 * PAGE
+"""Code that may be interrupted lies behind everything else: the quiet range is one range."""
+_OPEN_ROUTINE = "safe_send"
 _VCPU, _LGUEST_DATA, _PRIVATE, _STACK, IDENTITY_PAGE = range(CODE_PAGES, CODE_PAGES + 5)
 RESIDENT_PAGES = CODE_PAGES + 5
 BOOT_ADDRESS_NAME = "boot"
@@ -104,6 +108,13 @@ def _variables() -> dict[str, int]:
     return places
 
 
+def place_of(name: str) -> int:
+    """Offset of a V_ or P_ variable from the start of the resident pages."""
+    if name.startswith("V_"):
+        return _VCPU * PAGE + vcpu_page().offset(name.removeprefix("V_"))
+    return _PRIVATE * PAGE + _variables()[name]
+
+
 def _messages(start: int) -> dict[str, int]:
     places, at = {}, start
     for name, text in _MESSAGES.items():
@@ -123,6 +134,7 @@ def _page_symbols(variables: Mapping[str, int], messages: Mapping[str, int]) -> 
     symbols |= {
         "HOLE": HOLE,
         "STUBS": HOLE + _STUB_OFFSET,
+        "quiet_end": HOLE + _OPEN_OFFSET,
         "STACK_TOP": HOLE + (_STACK + 1) * PAGE,
         "FLAT_CS": _FLAT_CODE,
         "FLAT_DS": _FLAT_DATA,
@@ -151,12 +163,19 @@ def resident() -> Resident:
     text = read_slot_file(Path(__file__).with_name("slots32.s"))
     variables = _variables()
     messages = _messages(sum(size for _, size in _VARIABLES))
-    whole = "\n".join(f"{name}:\n{body}" for name, body in text.routines.items())
-    built = assemble(whole, 32, HOLE, _page_symbols(variables, messages))
-    if len(built.code) > _STUB_OFFSET:
+    symbols = _page_symbols(variables, messages)
+    quiet = "\n".join(f"{name}:\n{body}" for name, body in text.routines.items() if name != _OPEN_ROUTINE)
+    place = HOLE + _OPEN_OFFSET
+    open_code = assemble(text.routines[_OPEN_ROUTINE], 32, place, symbols | {"fault_iret": HOLE})
+    symbols |= {_OPEN_ROUTINE: place, "safe_point": open_code.labels["safe_point"]}
+    built = assemble(quiet, 32, HOLE, symbols)
+    labels = {**built.labels, _OPEN_ROUTINE: place}
+    open_code = assemble(text.routines[_OPEN_ROUTINE], 32, place, symbols | {"fault_iret": labels["fault_iret"]})
+    if len(built.code) > _STUB_OFFSET or open_code.labels["safe_point"] != symbols["safe_point"]:
         raise ValueError(f"the guest-side code takes {len(built.code)} bytes, {_STUB_OFFSET} are there")
-    stubs = b"".join(_stub(vector, built.labels["common"]) for vector in range(256))
-    return Resident(built.code.ljust(_STUB_OFFSET, b"\xcc") + stubs, built.labels, variables, messages)
+    stubs = b"".join(_stub(vector, labels["common"]) for vector in range(256))
+    code = (built.code.ljust(_STUB_OFFSET, b"\xcc") + stubs).ljust(_OPEN_OFFSET, b"\xcc") + open_code.code
+    return Resident(code.ljust(CODE_PAGES * PAGE, b"\xcc"), labels, variables, messages)
 
 
 _TWO_RETURNS = frozenset({"irq_enable", "irq_restore", "flags_write"})

@@ -6,7 +6,7 @@
 # selectors) is kept in the vCPU page. It speaks to the host only through lguest's own interface:
 # INT 0x1F, struct lguest_data, and port instructions that fault.
 #
-# The host delivers no interrupt while EIP is in [noirq_start, quiet_end). S_* is the state of the trap
+# The host delivers no interrupt while EIP is in [HOLE, quiet_end). S_* is the state of the trap
 # that is being delivered; nothing that runs then can trap visibly.
 # V_* are fields of the vCPU page, LD_* of lguest_data, P_* of our private page.
 
@@ -1830,8 +1830,7 @@ boot_gate_load:
   jmp dword ptr [B_entry]
 
 # ------------------------------------------------------------------ here interrupts may come
-.routine quiet_end
-safe_send:
+.routine safe_send
   push eax
   mov eax, HC_send_interrupts
   HYPERCALL

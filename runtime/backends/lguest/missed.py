@@ -1,0 +1,164 @@
+"""Sites of a patched image that no tactic could take: carried out through the ABI's own slots.
+
+Such a site keeps its instruction. In the guest's kernel it faults (privileged) or is watched
+(silently sensitive); either way it arrives here, is counted as missed, and does what the patched
+form would have done: a call of the slot with the registers as they are, or, for the flags, the same
+on the variables that the slots use. Forms whose operands would need moving are not carried out: the
+guest gets the fault.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from iced_x86 import Code, Register
+
+from pvpatch.abi.layout import slot_offset
+from pvpatch.abi.spec import Call, Form, load_spec
+from runtime.backends.lguest.launcher import mnemonic_name
+from runtime.backends.lguest.resident import place_of
+from runtime.cpu import flags as fl
+
+if TYPE_CHECKING:
+    import iced_x86
+
+    from runtime.backends.lguest.model import LguestModel
+
+__all__ = ["MissedSites"]
+
+_WORD = 0xFFFFFFFF
+_LOADABLE = fl.ARITHMETIC | fl.DF | fl.TF | fl.AC | 1 << 21
+_PUSHES = {Code.PUSHFW: 2, Code.PUSHFD: 4}
+_TABLES = {
+    Code.LGDT_M1632_16: ("gdt", 0xFFFFFF), Code.LGDT_M1632: ("gdt", _WORD),
+    Code.LIDT_M1632_16: ("idt", 0xFFFFFF), Code.LIDT_M1632: ("idt", _WORD),
+}  # fmt: skip
+"""Table loads: which table, and the bits of the base that count."""
+_REGISTERS = {
+    Register.EAX: fl.RAX, Register.ECX: fl.RCX, Register.EDX: fl.RDX, Register.EBX: fl.RBX,
+    Register.ESP: fl.RSP, Register.EBP: fl.RBP, Register.ESI: fl.RSI, Register.EDI: fl.RDI,
+}  # fmt: skip
+_SEGMENTS = {
+    Register.ES: fl.ES, Register.CS: fl.CS, Register.SS: fl.SS,
+    Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
+}  # fmt: skip
+_POPS = {Code.POPFW: 2, Code.POPFD: 4}
+
+
+def _needs_no_moves(call: Call, form: Form) -> bool:
+    """True if every argument and result already is in the call's own register."""
+    if form.next or form.ops or form.also or form.pops:
+        return False
+    homes = {item.name: item.registers(32)[0] for item in (*call.args, *call.results) if item.registers(32)}
+    return all(source == f"reg:{homes.get(name)}" for name, source in (*form.args, *form.results))
+
+
+@functools.cache
+def _plain_calls() -> dict[str, Call]:
+    """Mnemonic to the call that may simply be entered."""
+    found: dict[str, Call] = {}
+    for call in load_spec().calls:
+        for form in call.replaces:
+            if 32 in form.widths and form.rep is None and _needs_no_moves(call, form):
+                found.setdefault(form.insn, call)
+    return found
+
+
+class MissedSites:
+    """Carries out missed instructions of one machine."""
+
+    def __init__(self, model: LguestModel) -> None:
+        self._model = model
+
+    def carry_out(self, insn: iced_x86.Instruction) -> bool:
+        """Do what `insn` (at EIP) asks; False if that is not possible here."""
+        if insn.code in _PUSHES:
+            return self._push_flags(insn, _PUSHES[insn.code])
+        if insn.code in _POPS:
+            return self._pop_flags(insn, _POPS[insn.code])
+        if insn.code in _TABLES:
+            return self._load_table(insn)
+        call = _plain_calls().get(mnemonic_name(insn))
+        patched = self._model.machine.patched
+        pages = [page for page in patched.pages if page.width == 32] if patched is not None else []
+        if call is None or not pages:
+            return False
+        state = self._model.machine.cpu.state
+        if insn.code == Code.RETFD_IMM16:
+            self._move_return(insn.immediate16)
+        elif insn.op_count:
+            return False
+        eip = state.rip & _WORD
+        starts = (pages[0].physical, pages[0].virtual)
+        slot = min(starts, key=lambda start: abs(start - eip)) + slot_offset(call.number)
+        if call.kind == "call":
+            self._push(insn.next_ip32, 4)
+        state.rip = slot
+        return True
+
+    # -- the guest's stack -------------------------------------------------------------------------
+
+    def _push(self, value: int, size: int) -> None:
+        state = self._model.machine.cpu.state
+        pointer = (state.gpr[fl.RSP] - size) & _WORD
+        linear = (state.segments[fl.SS].base + pointer) & _WORD
+        self._model.space.write_linear(linear, value.to_bytes(4, "little")[:size])
+        state.gpr[fl.RSP] = pointer
+
+    def _move_return(self, skipped: int) -> None:
+        """RETF n: the far address goes up over the bytes that are dropped."""
+        state, space = self._model.machine.cpu.state, self._model.space
+        base, pointer = state.segments[fl.SS].base, state.gpr[fl.RSP]
+        frame = space.read_linear((base + pointer) & _WORD, 8)
+        pointer = (pointer + skipped) & _WORD
+        space.write_linear((base + pointer) & _WORD, frame)
+        state.gpr[fl.RSP] = pointer
+
+    # -- tables ------------------------------------------------------------------------------------
+
+    def _load_table(self, insn: iced_x86.Instruction) -> bool:
+        """LGDT and LIDT, the form with a 24-bit base too."""
+        name, mask = _TABLES[insn.code]
+        state = self._model.machine.cpu.state
+        linear = state.segments[_SEGMENTS[insn.memory_segment]].base + insn.memory_displacement
+        for register, scale in ((insn.memory_base, 1), (insn.memory_index, insn.memory_index_scale)):
+            if register != Register.NONE:
+                if register not in _REGISTERS:
+                    return False
+                linear += state.gpr[_REGISTERS[register]] * scale
+        operand = self._model.space.read_linear(linear & _WORD, 6)
+        memory = self._model.space.physical
+        memory.store_u32(self._variable(f"V_{name}_limit"), int.from_bytes(operand[:2], "little"))
+        memory.store_u32(self._variable(f"V_{name}_base"), int.from_bytes(operand[2:], "little") & mask)
+        state.rip = insn.next_ip32
+        return True
+
+    # -- flags -------------------------------------------------------------------------------------
+
+    def _variable(self, name: str) -> int:
+        return self._model.machine.memory.size + place_of(name)
+
+    def _push_flags(self, insn: iced_x86.Instruction, size: int) -> bool:
+        memory, machine = self._model.space.physical, self._model.machine
+        value = machine.cpu.rflags & ~(fl.IF | fl.IOPL | fl.NT | fl.RF | fl.VM)
+        value |= self._model.shared.read("irq_enabled") & fl.IF
+        value |= memory.load_u32(self._variable("V_iopl")) | memory.load_u32(self._variable("P_nt"))
+        self._push(value, size)
+        machine.cpu.state.rip = insn.next_ip32
+        return True
+
+    def _pop_flags(self, insn: iced_x86.Instruction, size: int) -> bool:
+        memory, machine = self._model.space.physical, self._model.machine
+        state = machine.cpu.state
+        linear = (state.segments[fl.SS].base + state.gpr[fl.RSP]) & _WORD
+        value = int.from_bytes(self._model.space.read_linear(linear, size), "little")
+        state.gpr[fl.RSP] = (state.gpr[fl.RSP] + size) & _WORD
+        mask = _LOADABLE & ((1 << size * 8) - 1)
+        machine.cpu.rflags = machine.cpu.rflags & ~mask | value & mask
+        memory.store_u32(self._variable("V_iopl"), value & fl.IOPL)
+        memory.store_u32(self._variable("P_nt"), value & fl.NT)
+        self._model.shared.write("irq_enabled", value & fl.IF)
+        state.rip = insn.next_ip32
+        self._model.interrupt_changed()
+        return True
