@@ -1,0 +1,66 @@
+"""`pvpatch patch`: turn every privileged or sensitive instruction of a kernel into an ABI call."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pvpatch.report.imagefile import check_place, write_image
+from pvpatch.report.outfile import OutputFile
+from pvpatch.report.patch import Cost, patch_json, render_patch_rich, render_patch_text
+from rewriter.emit.produce import Produced, patch_image
+from rewriter.image import Image, open_image
+
+__all__ = ["patch_command"]
+
+
+def _patch(path: Path) -> tuple[Image, Produced]:
+    """Open and patch, with progress on standard error when that is a terminal."""
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        image = open_image(path)
+        return image, patch_image(image)
+    with errors.status(f"opening {path.name}") as status:
+        image = open_image(path)
+        return image, patch_image(image, progress=status.update)
+
+
+def _cost(started: float) -> Cost:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return Cost(time.perf_counter() - started, peak)
+
+
+def patch_command(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="kernel image")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="the patched image")],
+    json_file: Annotated[
+        str, typer.Option("--json", metavar="FILE", help="write sites with tactics as JSON; - for standard output")
+    ] = "",
+) -> None:
+    """Patch IMAGE: afterwards it runs on real hardware and on every backend."""
+    started = time.perf_counter()
+    check_place(output)
+    report = OutputFile(json_file) if json_file else None
+    try:
+        understood, produced = _patch(image)
+        write_image(output, produced.file)
+        if report is not None:
+            report.stream.write(patch_json(understood, produced))
+            report.commit()
+    except BaseException:
+        if report is not None:
+            report.discard()
+        raise
+    if report is not None and report.is_stdout:
+        return
+    console = Console()
+    if console.is_terminal:
+        render_patch_rich(understood, produced, _cost(started), console)
+    else:
+        sys.stdout.write(render_patch_text(understood, produced, _cost(started)))
