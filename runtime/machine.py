@@ -20,6 +20,7 @@ from runtime.cpu.cpuid import answer
 from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.linear import LinearMemory
+from runtime.cpu.ports import PORT_MNEMONICS, port_allowed
 from runtime.cpu.start import enter_guest
 from runtime.cpu.vcpu import Stop, VCpu
 from runtime.cpu.watch import Site, Watcher
@@ -118,11 +119,16 @@ class Machine:
                 f" {self.image.width}-bit"
             )
 
-    def _build_watcher(self) -> Watcher | None:
-        watched = self.capabilities.watched
-        if not watched:
-            return None
-        return Watcher(self.cpu, self.linear, watched, self._watched, self.hypervisor.is_own_code)
+    def _build_watcher(self) -> Watcher:
+        """What the backend watches, and port access by user code: the emulator ignores IOPL."""
+        return Watcher(
+            self.cpu,
+            self.linear,
+            self.capabilities.watched,
+            self._watched,
+            self.hypervisor.is_own_code,
+            outer=PORT_MNEMONICS,
+        )
 
     # -- running -------------------------------------------------------------------------------
 
@@ -158,8 +164,6 @@ class Machine:
     def _enter(self, entry: EntryState) -> None:
         enter_guest(self.cpu, entry)
         self.hypervisor.entered()
-        if self._watcher is not None:
-            self._watcher.before_run()
 
     def _schedule_limits(self) -> None:
         limit = self.config.max_time_s
@@ -180,9 +184,9 @@ class Machine:
             if waiting and cpu.window_open:
                 self.hypervisor.deliver_interrupt()
                 continue
+            self._watcher.before_run()
             stop = cpu.run()
-            if self._watcher is not None:
-                self._watcher.settle()
+            self._watcher.settle()
             clock.run_due()
             if stop is Stop.HALTED:
                 self._halted()
@@ -378,7 +382,12 @@ class Machine:
 
     def _watched(self, site: Site) -> bool:
         """From the watcher: a watched instruction is about to run."""
-        return self.hypervisor.on_watched(site)
+        if site.mnemonic in self.capabilities.watched:
+            return self.hypervisor.on_watched(site)
+        if port_allowed(self.cpu, self.linear, site):
+            return False
+        self.exception(fl.GP, 0, False)
+        return True
 
     # -- MachineControl ------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ class CpuState(ctypes.Structure):
     cc_op: int
     df: int
     hflags: int
+    hflags2: int
     segments: Any
     ldt: SegmentCache
     tr: SegmentCache

@@ -41,6 +41,8 @@ class ControlBlock(ctypes.Structure):
         ("emu_stop", ctypes.c_uint64),
         ("blocks", ctypes.c_uint64),
         ("tsc_cost", ctypes.c_uint64),
+        ("watch_level", ctypes.c_uint64),
+        ("watch_callback", ctypes.c_uint64),
     )
     now: int
     limit: int
@@ -58,10 +60,14 @@ class ControlBlock(ctypes.Structure):
     emu_stop: int
     blocks: int
     tsc_cost: int
+    watch_level: int
+    """New blocks below this privilege level number are not reported."""
+    watch_callback: int
 
 
 _FIELD = {name: getattr(ControlBlock, name).offset for name, _ in ControlBlock._fields_}
 _HFLAGS = CpuState.hflags.offset  # type: ignore[attr-defined]
+_HF_CPL = 3
 _HF_INHIBIT_IRQ = 1 << 3
 _RAX = CpuState.gpr.offset
 _RCX = _RAX + 8
@@ -117,6 +123,17 @@ _RDTSCP = f"""
     mov eax, dword ptr [r8 + {_TSC_AUX}]
     mov qword ptr [r8 + {_RCX}], rax
 """
+# void new_block(uc, block *current, block *previous, ControlBlock *)
+_NEW_BLOCK = f"""
+    mov r8, qword ptr [rcx + {_FIELD["cpu"]}]
+    mov eax, dword ptr [r8 + {_HFLAGS}]
+    and eax, {_HF_CPL}
+    cmp eax, dword ptr [rcx + {_FIELD["watch_level"]}]
+    jb unwatched
+    jmp qword ptr [rcx + {_FIELD["watch_callback"]}]
+unwatched:
+    ret
+"""
 # void count(uc, u64 address, u32 size, u64 *counter)
 _COUNT = """
     inc qword ptr [rcx]
@@ -146,6 +163,7 @@ class NativeCode:
         self.block = self._place(_BLOCK)
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
+        self.new_block = self._place(_NEW_BLOCK)
         self.count = self._place(_COUNT)
         self.open_bus_read = self._place(_OPEN_BUS_READ)
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)

@@ -235,10 +235,10 @@ class VCpu:
             uc_const.UC_HOOK_CODE, _CODE(self._guarded(reached, None)), 0, address, address
         )
 
-    def on_new_block(self, callback: Callable[[int, int], None]) -> int:
+    def on_new_block(self, callback: Callable[[int, int], None], level: int = 0) -> int:
         """Call `callback(linear address, size)` when a block has been translated, before it runs.
 
-        The emulator does not report the first block after `run` enters; the caller looks at
+        Only for code at privilege level `level` or a higher number. The emulator does not report the first block after `run` enters; the caller looks at
         that one itself.
         """
 
@@ -246,7 +246,13 @@ class VCpu:
             block = _TranslatedBlock.from_address(current)
             callback(block.pc, block.size)
 
-        return self.add_hook(uc_const.UC_HOOK_EDGE_GENERATED, _EDGE(self._guarded(generated, None)))
+        function = _EDGE(self._guarded(generated, None))
+        self._keep.append(function)
+        self.control.watch_level = level
+        self.control.watch_callback = ctypes.cast(function, ctypes.c_void_p).value or 0
+        return self.add_hook(
+            uc_const.UC_HOOK_EDGE_GENERATED, self.native.new_block, ctypes.addressof(self.control)
+        )
 
     def drop_translation(self, begin: int, end: int) -> None:
         """Forget translated code for linear addresses [begin, end)."""
@@ -278,6 +284,7 @@ class VCpu:
             segment.selector, segment.base, segment.limit = 0, 0, 0xFFFFFFFF
             segment.flags = 0x00CF9B00 if index == fl.CS else 0x00CF9300
         self.rflags = 2
+        state.hflags2 |= fl.HF2_VINTR  # without a local APIC, CR8 then keeps its value
         state.old_exception = -1
 
     @property

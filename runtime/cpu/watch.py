@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import iced_x86
 
+from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 
@@ -57,10 +58,26 @@ class Site:
         return iced_x86.Decoder(self.width, self.code, ip=self.address).decode()
 
 
+class _Wanted:
+    """A set of mnemonics with the bytes that give them away."""
+
+    def __init__(self, mnemonics: frozenset[str]) -> None:
+        self.mnemonics = mnemonics
+        self._needles: tuple[bytes, ...] = ()
+        self._certain = all(name in _OPCODE_BYTES for name in mnemonics)
+        if self._certain:
+            self._needles = tuple({needle for name in mnemonics for needle in _OPCODE_BYTES[name]})
+
+    def possible(self, code: bytes) -> bool:
+        """False if `code` cannot hold any of the instructions."""
+        return not self._certain or any(needle in code for needle in self._needles)
+
+
 class Watcher:
     """Looks at every block before it first runs and calls `reached` before each watched instruction.
 
-    `reached` returns True if it has emulated the instruction, which is then skipped.
+    `mnemonics` are watched everywhere, `outer` only above privilege level 0. `reached` returns True
+    if it has emulated the instruction: execution goes on behind it, or where `reached` has put RIP.
     """
 
     def __init__(
@@ -70,25 +87,31 @@ class Watcher:
         mnemonics: frozenset[str],
         reached: Callable[[Site], bool],
         exempt: Callable[[int], bool],
+        outer: frozenset[str] = frozenset(),
     ) -> None:
         self._cpu = cpu
         self._memory = memory
-        self._mnemonics = mnemonics
         self._reached = reached
         self._exempt = exempt
+        self._inner = _Wanted(mnemonics)
+        self._outer = _Wanted(mnemonics | outer)
+        self._level = 0 if mnemonics else 1
         self._sites: dict[int, Site] = {}
-        self._needles: tuple[bytes, ...] | None = None
-        if all(name in _OPCODE_BYTES for name in mnemonics):
-            self._needles = tuple({needle for name in mnemonics for needle in _OPCODE_BYTES[name]})
         self._stale: list[tuple[int, int]] = []
-        cpu.on_new_block(self._examine)
+        cpu.on_new_block(self._examine, self._level)
 
     def before_run(self) -> None:
         """Look at the block where execution is about to enter: the emulator does not report it."""
-        rip = self._cpu.state.rip
-        code = self._block_at(rip)
-        self._examine(rip, len(code))
+        if self._cpu.cpl < self._level:
+            return
+        address = self._cpu.state.rip + self._code_base()
+        code = self._block_at(address)
+        self._examine(address, len(code))
         self.settle()
+
+    def _code_base(self) -> int:
+        """Base of the code segment: hooks and blocks are at linear addresses, RIP is not."""
+        return 0 if self._cpu.code_width == 64 else int(self._cpu.state.segments[fl.CS].base)
 
     def settle(self) -> None:
         """Drop the translations in which watched instructions were found."""
@@ -110,12 +133,13 @@ class Watcher:
         if not size or self._exempt(address):
             return
         code = self._memory.try_read(address, size)
-        if self._needles is not None and not any(needle in code for needle in self._needles):
+        wanted = self._outer if self._cpu.cpl else self._inner
+        if not wanted.possible(code):
             return
         found = False
         for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
             name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
-            if name not in self._mnemonics:
+            if name not in wanted.mnemonics:
                 continue
             offset = instruction.ip - address
             site = Site(instruction.ip, code[offset : offset + instruction.len], name, self._cpu.code_width)
@@ -135,10 +159,11 @@ class Watcher:
         code = self._memory.try_read(address, len(site.code))
         if code != site.code or self._cpu.code_width != site.width:
             return
-        self._cpu.state.rip = address
+        state = self._cpu.state
+        start = address - self._code_base() & 0xFFFFFFFFFFFFFFFF
+        state.rip = start
         if self._reached(site):
-            target = self._cpu.state.rip
-            self._cpu.jump(target if target != address else address + len(code))
+            self._cpu.jump(state.rip if state.rip != start else start + len(code))
 
 
 _LONGEST_LOOK = 512
