@@ -24,7 +24,7 @@ class PvpatchError(Exception):
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 
-class AnswerNo(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
+class AnswerNo(PvpatchError):
     """The work was done and the answer is no."""
 
     exit_code = 1
@@ -42,13 +42,13 @@ class ImageError(PvpatchError):
     exit_code = 3
 
 
-class GuestCrash(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
+class GuestCrash(PvpatchError):
     """The guest ended by a triple fault or an unrecoverable exception."""
 
     exit_code = 4
 
 
-class LimitReached(PvpatchError):  # noqa: N818 - named after the outcome, as the exit codes are
+class LimitReached(PvpatchError):
     """A limit (guest time, memory) was reached before the guest ended."""
 
     exit_code = 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,28 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pvpatch.abi.document import ROW_HEAD, call_rows, document
-from pvpatch.abi.errors import PvpatchError
 from pvpatch.abi.header import c_header
 from pvpatch.abi.reference import reference
+from pvpatch.report.outfile import write_output
 
 __all__ = ["abi_app"]
 
 abi_app = typer.Typer(help="The unified ABI: list, C header, reference.", no_args_is_help=True)
-
-
-def _write(text: str, path: str) -> None:
-    """To standard output for "-", else to a file that is complete or absent."""
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PvpatchError(f"cannot write {path}: {error.strerror}", "choose another place") from error
 
 
 @abi_app.command("list")
@@ -44,7 +28,7 @@ def list_calls(
     """Every call with number, registers, flags and the instructions it stands for."""
     rows = call_rows(group)
     if json_file:
-        _write(json.dumps(document(), indent=2) + "\n", json_file)
+        write_output(json_file, json.dumps(document(), indent=2) + "\n")
     if json_file == "-":
         return
     if sys.stdout.isatty():
@@ -64,7 +48,7 @@ def header(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="- is standard output")] = "-",
 ) -> None:
     """The C header: call numbers, feature bits and structure layouts, for both widths."""
-    _write(c_header(), output)
+    write_output(output, c_header())
 
 
 @abi_app.command("reference")
@@ -72,4 +56,4 @@ def write_reference(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="- is standard output")] = "-",
 ) -> None:
     """The Markdown reference (docs/abi.md is its committed output)."""
-    _write(reference(), output)
+    write_output(output, reference())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from pvpatch.report.outfile import write_output
 from runtime.backends import Capabilities, all_backends
 
 __all__ = ["BACKENDS_SCHEMA", "backends_command"]
@@ -51,10 +51,9 @@ def backends_command(
     found = [backend.capabilities for backend in all_backends().values()]
     if as_json:
         text = json.dumps(_document(found), indent=2) + "\n"
+        write_output(as_json, text)
         if as_json == "-":
-            sys.stdout.write(text)
             return
-        Path(as_json).write_text(text)
     if not sys.stdout.isatty():
         for one in found:
             print(f"{one.name}\t{_privilege(one)}\t{one.memory}\t{one.time_source}\t{one.summary}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +13,7 @@ from rich.table import Table
 from pvpatch.abi.errors import ImageError, UsageError
 from pvpatch.guests import Guest, build_initramfs, cached, fetch, guest, guests
 from pvpatch.guests.initramfs import DEFAULT_SCRIPT
+from pvpatch.report.outfile import write_output
 
 __all__ = ["guests_app"]
 
@@ -78,24 +77,9 @@ def initramfs(
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the script: {error}") from error
     found = cached(busybox) or fetch(busybox)
-    _write_whole(output, build_initramfs(found.path, commands))
+    write_output(str(output), build_initramfs(found.path, commands))
 
 
 def _state(entry: Guest) -> str:
     found = cached(entry.name)
     return f"{found.package} {found.version}" if found is not None else "-"
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is complete or absent."""
-    if str(path) == "-":
-        sys.stdout.buffer.write(content)
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

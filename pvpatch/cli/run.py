@@ -28,6 +28,8 @@ from runtime.trace import JsonLinesTracer
 __all__ = ["run_command"]
 
 _INTERRUPTED = 130
+_LONGEST_S = 1_000_000_000
+"""Guest seconds; virtual time is counted in nanoseconds in 64 bits."""
 
 
 def _read(path: str, what: str) -> bytes:
@@ -99,8 +101,8 @@ def run_command(
     protocol: Annotated[str, typer.Option(metavar="NAME", help="boot protocol, if not the usual one")] = "",
 ) -> None:
     """Boot IMAGE on a backend; its console appears on standard output."""
-    if max_time is not None and not max_time > 0:
-        raise UsageError("--max-time takes a positive number of seconds")
+    if max_time is not None and not 0 < max_time <= _LONGEST_S:
+        raise UsageError(f"--max-time takes a number of seconds, more than 0 and at most {_LONGEST_S}")
     chosen = backend_named(backend)
     parsed = boot_image(open_image(image), protocol)
     request = BootRequest(
