@@ -51,6 +51,10 @@ class Explorer:
         """1 for every byte of a known instruction."""
         self.widths = [bytearray(region.size) for region in space.regions]
         """Code width at each instruction start."""
+        self._hulls = [(region.end + NEAR, region.vaddr - NEAR) for region in space.regions]
+        """Per region, the addresses between which all known code lies; empty at first."""
+        self.found_by_width: Counter[int] = Counter()
+        """Known instructions of each width."""
         self.targets: set[int] = set()
         self.calls: set[int] = set()
         self.sites: set[int] = set()
@@ -105,9 +109,8 @@ class Explorer:
             return False
         if region.section:
             return True
-        covered = self.covered[region.index]
-        first, last = covered.find(1), covered.rfind(1)
-        return first >= 0 and first - NEAR <= address - region.vaddr <= last + NEAR
+        low, high = self._hulls[region.index]
+        return low - NEAR <= address < high + NEAR
 
     def follow(self, starts: Iterable[Start]) -> None:
         """Take every start as code and follow it to the end."""
@@ -152,6 +155,10 @@ class Explorer:
             widths[offset] = block.width
             covered[offset : offset + length] = b"\1" * length
         self.committed += 1
+        self.found_by_width[block.width] += len(block.instructions)
+        low, high = self._hulls[region.index]
+        last, length = block.instructions[-1]
+        self._hulls[region.index] = min(low, block.start), max(high, last + length)
         self.sites.update(block.sites)
         for reference in block.references:
             self.references.setdefault(reference, block.width)

@@ -48,7 +48,8 @@ class Recursion:
         self._settle()
         self._guess((address, width) for address in relocation_addends(self.space))
         pointers = sorted(set(absolute_pointers(self.space)[1].tolist()))
-        self._guess((address, self.common_width()) for address in pointers)
+        width = self.common_width()
+        self._guess((address, width) for address in pointers)
         for _ in range(8):
             if not guess_gaps(self.explorer, self.common_width()):
                 break
@@ -57,7 +58,7 @@ class Recursion:
 
     def common_width(self) -> int:
         """The width that most of the known code has; the image's own before anything is known."""
-        counts = {width: sum(part.count(width) for part in self.explorer.widths) for width in _WIDTHS}
+        counts = self.explorer.found_by_width
         best = max(_WIDTHS, key=lambda width: counts[width])
         return best if counts[best] > 64 else self.image.bits
 
