@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -47,23 +48,34 @@ def _module(argument: str) -> tuple[str, bytes]:
 
 @contextlib.contextmanager
 def _interruptible(machine: Machine) -> Iterator[None]:
-    """Ctrl-C ends the guest at its next block boundary instead of wherever Python is."""
+    """Ctrl-C (or a polite kill) ends the guest at its next block boundary instead of wherever Python is."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         machine.interrupt()
 
-    previous = signal.signal(signal.SIGINT, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _check_places(wanted: dict[str, str]) -> None:
+    """Two documents in one stream or file could not be told apart."""
+    places: dict[str, str] = {}
+    for name, path in wanted.items():
+        if path and path in places and path != os.devnull:
+            shown = "standard output" if path == "-" else path
+            raise UsageError(f"--{places[path]} and --{name} both go to {shown}")
+        places[path] = name
 
 
 def _finish(files: dict[str, OutputFile], result: RunResult) -> None:
     """Fill and publish the output files; the trace is already in its stream."""
     try:
         if "transcript" in files:
-            files["transcript"].stream.write(result.transcript.decode("utf-8", "replace"))
+            files["transcript"].write_bytes(result.transcript)
         if "stats" in files:
             files["stats"].stream.write(json.dumps(result.stats, indent=2) + "\n")
         for file in files.values():
@@ -112,6 +124,7 @@ def run_command(
     )
     keys = _read(typed, "console input") if typed else b""
     wanted = {"transcript": transcript, "stats": stats, "trace": trace}
+    _check_places(wanted)
     files: dict[str, OutputFile] = {}
     try:
         for name, path in wanted.items():
