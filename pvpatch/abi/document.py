@@ -77,7 +77,7 @@ def _row(row: MappingRow) -> dict[str, Any]:
 
 
 def document() -> dict[str, Any]:
-    """The whole specification as JSON-ready data; schema docs/schema/abi.schema.json."""
+    """The whole specification as JSON-ready data; schema docs/schema/abi-1.json."""
     spec = load_spec()
     mappings = {
         mapping.interface: {table.name: [_row(row) for row in table.rows] for table in mapping.tables}
