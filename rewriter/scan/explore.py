@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rewriter.decode import instruction_lengths
 from rewriter.scan.block import Block, BlockDecoder, Edge
 from rewriter.scan.space import Region, Space
 
@@ -32,6 +33,12 @@ class Start:
     address: int
     width: int
 
+
+VOTE_FAR, VOTE_NEAR = 47, 15
+"""Distances before a guessed start, in bytes, between which walks begin that must arrive at it."""
+
+_BEHIND_CODE = (0xC3, 0x90, 0xCC)
+"""RET, NOP, INT3: a function may begin behind them."""
 
 NEAR = 64
 """Bytes around known code in which a guess is allowed, where no section says what is code."""
@@ -68,6 +75,7 @@ class Explorer:
         self.got_bases: Counter[int] = Counter()
         self.wrong_width = False
         """The last guess met 64-bit code while it was read as 32-bit."""
+        self._dense_lengths: dict[tuple[int, int], bytes] = {}
         self.complete = True
         self.committed = 0
         """Blocks taken as code: grows while discovery makes progress."""
@@ -196,11 +204,38 @@ class Explorer:
         if self.lengths[region.index][address - region.vaddr]:
             return True
         self.wrong_width = False
-        if self.is_inside(address) or not self._walk(address, width):
+        unlikely = self.is_inside(address) or not (region.section or self._on_boundary(region, address, width))
+        if unlikely or not self._walk(address, width):
             self.rejected.add((address, width))
             return width == 32 and self.wrong_width and self.guess(address, 64)
         self.follow([Start(address, width)])
         return True
+
+    def _on_boundary(self, region: Region, address: int, width: int) -> bool:
+        """Whether the bytes before agree that an instruction begins here.
+
+        Decoding from any place falls into step with the real instructions soon, so most walks that
+        start some way before a real boundary arrive at it, and hardly any at the middle of one.
+        Asked where no section says what is code: there, numbers look like addresses.
+        """
+        offset = address - region.vaddr
+        code = self.space.image.payload
+        before = code[region.file_offset + offset - 1] if offset else 0xC3
+        if before in _BEHIND_CODE or address % 16 == 0 or offset < VOTE_FAR:
+            return True
+        lengths = self._dense(region, width)
+        arrived = 0
+        for position in range(offset - VOTE_FAR, offset - VOTE_NEAR):
+            while position < offset:
+                position += lengths[position] or 1
+            arrived += position == offset
+        return arrived * 2 > VOTE_FAR - VOTE_NEAR
+
+    def _dense(self, region: Region, width: int) -> bytes:
+        key = (region.index, width)
+        if key not in self._dense_lengths:
+            self._dense_lengths[key] = instruction_lengths(self.space.code(region), width).lengths.tobytes()
+        return self._dense_lengths[key]
 
     def _walk(self, address: int, width: int) -> bool:
         work, seen, count, ended = [address], set[int](), 0, False
