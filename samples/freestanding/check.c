@@ -89,6 +89,29 @@ void verdict(const char *name)
 	end_line();
 }
 
+static void put_signed(s64 value)
+{
+	if (value < 0)
+		put("-");
+	put_decimal((u32)(value < 0 ? -value : value));
+}
+
+void returns(const char *name, s64 got, s64 want)
+{
+	put(got == want ? "PASS " : "FAIL ");
+	put(name);
+	put(" = ");
+	put_signed(got);
+	if (got == want) {
+		passed++;
+	} else {
+		put(", not ");
+		put_signed(want);
+		failed++;
+	}
+	end_line();
+}
+
 void skipped(const char *name, const char *why)
 {
 	put("SKIP ");

@@ -23,6 +23,8 @@ void expect(const char *what, u64 got, u64 want);
 void expect_that(const char *what, int holds);
 /* Print the item's PASS or FAIL line and start the next item. */
 void verdict(const char *name);
+/* An item that is one result: it is printed, so that two hosts can be compared by it. */
+void returns(const char *name, s64 got, s64 want);
 /* An item that does not apply here: neither passed nor failed. */
 void skipped(const char *name, const char *why);
 /* Print "DONE passed=N failed=M"; the number of failures is returned. */

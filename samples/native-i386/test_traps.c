@@ -100,7 +100,7 @@ static ulong after_iret(ulong flags, u32 selector)
 	return seen;
 }
 
-static void returns(void)
+static void interrupt_returns(void)
 {
 	u16 cs;
 	ulong flags;
@@ -132,5 +132,5 @@ void test_traps(void)
 	faults();
 	software();
 	bad_gates();
-	returns();
+	interrupt_returns();
 }

@@ -111,7 +111,7 @@ static ulong after_iret(ulong flags, ulong selector, ulong *stack)
 	return seen;
 }
 
-static void returns(void)
+static void interrupt_returns(void)
 {
 	u16 cs;
 	ulong flags, stack;
@@ -145,5 +145,5 @@ void test_traps(void)
 	faults();
 	software();
 	bad_gates();
-	returns();
+	interrupt_returns();
 }
