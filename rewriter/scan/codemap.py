@@ -53,6 +53,8 @@ class FlowFacts:
 
     targets: tuple[ByteArray, ...]
     """Per region, 1 where control may arrive by a branch, a table or a pointer."""
+    indirect: tuple[ByteArray, ...]
+    """Per region, 1 where it may arrive by anything but a direct branch."""
     ends: tuple[ByteArray, ...]
     """Per region, 1 at instructions that transfer control (branches, calls, returns, traps)."""
     functions: NDArray[np.uint64]
@@ -91,11 +93,12 @@ class CodeMap:
         """Sorted addresses of indirect jumps whose targets are not all known."""
         return self.flow.unresolved
 
-    def target_addresses(self) -> NDArray[np.uint64]:
-        """Every target address, sorted."""
+    def target_addresses(self, *, indirect: bool = False) -> NDArray[np.uint64]:
+        """Every target address, sorted; with `indirect` only those that more than direct branches lead to."""
+        chosen = self.flow.indirect if indirect else self.flow.targets
         parts = [
             np.flatnonzero(bits).astype(np.uint64) + np.uint64(part.region.vaddr)
-            for part, bits in zip(self.regions, self.flow.targets, strict=True)
+            for part, bits in zip(self.regions, chosen, strict=True)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 

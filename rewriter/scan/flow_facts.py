@@ -57,16 +57,18 @@ def compute_flow(
     """Everything that `CodeMap` answers beyond boundaries."""
     explorer = recursion.explorer
     windows, table_targets = patch_windows(image, space, tables)
-    targets = _Targets(space)
-    targets.add_all(table_targets | explorer.targets | set(explorer.references))
+    indirect = _Targets(space)
+    indirect.add_all(table_targets | set(explorer.references))
     for table in recursion.tables.values():
-        targets.add_all(table.targets)
-    targets.add_all(entry.address for entry in image.entries)
-    targets.add_all(symbol.address for symbol in image.symbols if symbol.kind in ("function", "notype"))
+        indirect.add_all(table.targets)
+    indirect.add_all(entry.address for entry in image.entries)
+    indirect.add_all(symbol.address for symbol in image.symbols if symbol.kind in ("function", "notype"))
     skip = [(t.address, t.address + t.size) for name in NOT_POINTERS if (t := image.table(name)) is not None]
-    targets.add(_outside(*absolute_pointers(space), skip))
+    indirect.add(_outside(*absolute_pointers(space), skip))
     if tables.present:
-        targets.add(relative_pointers(space, skip)[1])
+        indirect.add(relative_pointers(space, skip)[1])
+    targets = _Targets(space)
+    targets.add_all(explorer.targets)
     functions: list[NDArray[np.uint64]] = [np.array(sorted(recursion.functions), np.uint64)]
     functions.append(np.array([frame.start for frame in function_frames(image)], np.uint64))
     unresolved: list[NDArray[np.uint64]] = []
@@ -79,9 +81,9 @@ def compute_flow(
             continue
         flow = sweep_flow(sweep)
         ends.append(flow.ends | _decoded_ends(image, built, image.bits))
-        for offsets in (flow.branch_targets, flow.taken):
-            targets.add(_absolute(offsets, region, image.bits))
-        targets.add(flow.immediates.astype(np.uint64) & np.uint64((1 << image.bits) - 1))
+        targets.add(_absolute(flow.branch_targets, region, image.bits))
+        indirect.add(_absolute(flow.taken, region, image.bits))
+        indirect.add(flow.immediates.astype(np.uint64) & np.uint64((1 << image.bits) - 1))
         functions.append(_absolute(flow.call_targets, region, image.bits))
         unresolved.append(_absolute(flow.unresolved, region, image.bits))
     unknown = [
@@ -90,7 +92,8 @@ def compute_flow(
     unresolved.append(np.array(sorted(unknown), np.uint64))
     starts = np.unique(np.concatenate(functions))
     return FlowFacts(
-        tuple(targets.bits),
+        tuple(direct | other for direct, other in zip(targets.bits, indirect.bits, strict=True)),
+        tuple(indirect.bits),
         tuple(ends),
         starts,
         np.unique(np.concatenate(unresolved)),
