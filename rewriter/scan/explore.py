@@ -204,14 +204,14 @@ class Explorer:
         if self.lengths[region.index][address - region.vaddr]:
             return True
         self.wrong_width = False
-        unlikely = self.is_inside(address) or not (region.section or self._on_boundary(region, address, width))
+        unlikely = self.is_inside(address) or not (region.section or self.on_boundary(region, address, width))
         if unlikely or not self._walk(address, width):
             self.rejected.add((address, width))
             return width == 32 and self.wrong_width and self.guess(address, 64)
         self.follow([Start(address, width)])
         return True
 
-    def _on_boundary(self, region: Region, address: int, width: int) -> bool:
+    def on_boundary(self, region: Region, address: int, width: int) -> bool:
         """Whether the bytes before agree that an instruction begins here.
 
         Decoding from any place falls into step with the real instructions soon, so most walks that

@@ -33,7 +33,7 @@ def function_frames(image: Image) -> tuple[Frame, ...]:
     position = 0
     while position + 8 <= len(data) and len(frames) < MAX_FRAMES:
         (length,) = struct.unpack_from("<I", data, position)
-        if length in (0, 0xFFFF_FFFF) or position + 4 + length > len(data):
+        if length in (0, 0xFFFF_FFFF) or length < 4 or position + 4 + length > len(data):
             if length == 0:  # a terminator of one input file: more may follow
                 position += 4
                 continue

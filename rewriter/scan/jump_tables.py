@@ -201,6 +201,8 @@ def _entries(explorer: Explorer, shape: _Shape, jump: int, width: int, guard: in
     targets: list[int] = []
     mask = (1 << width) - 1
     for index in range(guard or MAX_ENTRIES):
+        if index and not guard and shape.table + index * shape.entry in explorer.references:
+            break  # something else begins here
         data = explorer.space.read_static(shape.table + index * shape.entry, shape.entry)
         if data is None:
             break
@@ -221,4 +223,4 @@ def _acceptable(explorer: Explorer, target: int, jump: int, width: int, guarded:
     if region is None:
         return False
     block = explorer.decoder.block(target, width, explorer.lengths[region.index], region)
-    return block.valid and (guarded or block.plausible)
+    return block.valid and (guarded or (block.plausible and explorer.on_boundary(region, target, width)))

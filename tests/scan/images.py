@@ -12,9 +12,7 @@ BASE = 0x10_0000
 def flat_image(code: bytes, width: int = 32, entries: tuple[tuple[int, int], ...] = ((0, 0),)) -> Image:
     """One executable segment at BASE; `entries` are (offset, width) pairs, width 0 meaning `width`."""
     segment = Segment(0, len(code), BASE, BASE, len(code), True, True, True, "code")
-    points = tuple(
-        EntryPoint(BASE + offset, BASE + offset, own or width, "elf") for offset, own in entries
-    )
+    points = tuple(EntryPoint(BASE + offset, BASE + offset, own or width, "elf") for offset, own in entries)
     return Image(Path("made.bin"), (), code, "flat", width, (segment,), points)
 
 

@@ -65,7 +65,9 @@ def test_switch_table_with_absolute_entries(entries: int) -> None:
 
 
 def test_switch_table_relative_to_itself() -> None:
-    code = bytes.fromhex("83f801 7710") + b"\x48\x8d\x15" + struct.pack("<i", 0x40 - 12)  # lea rdx, [rip+table]
+    code = (
+        bytes.fromhex("83f801 7710") + b"\x48\x8d\x15" + struct.pack("<i", 0x40 - 12)
+    )  # lea rdx, [rip+table]
     code += bytes.fromhex("48630482 4801d0 ffe0 c3")  # movsxd rax, [rdx+rax*4] ; add rax, rdx ; jmp rax ; ret
     code = code.ljust(0x40, b"\xcc") + struct.pack("<ii", 0x20, 0x24)
     code = code.ljust(0x60, b"\xcc") + b"\xfa\xc3\xcc\xcc\xfb\xc3"
@@ -101,7 +103,12 @@ def test_a_halt_that_is_a_target_has_its_own_call() -> None:
 def test_site_document() -> None:
     (site,) = scan_image(flat_image(b"\x90\x0f\x22\xd8\xc3")).sites
     assert (site.address, site.file_offset, site.length, site.code) == (BASE + 1, 1, 3, b"\x0f\x22\xd8")
-    assert (site.mnemonic, site.operands, site.kind, site.call) == ("mov", "cr3, eax", "mov_to_cr", "cr3_write")
+    assert (site.mnemonic, site.operands, site.kind, site.call) == (
+        "mov",
+        "cr3, eax",
+        "mov_to_cr",
+        "cr3_write",
+    )
     assert (site.dialect, site.effect, site.faults_when_deprivileged) == ("native", "faults", True)
 
 

@@ -13,10 +13,11 @@ SHF_EXECINSTR = 4
 CODE_SYMBOLS = ("STT_FUNC", "STT_NOTYPE")
 
 
-def symbol_truth(vmlinux: Path) -> dict[int, tuple[str, int]]:
+def symbol_truth(vmlinux: Path, islands: tuple[tuple[int, int], ...] = ()) -> dict[int, tuple[str, int]]:
     """Address of every sensitive instruction -> its kind and length, restarting at each code symbol.
 
-    .altinstr_replacement has no symbols; its records tell where each replacement starts.
+    `islands` are (address, width) of symbols whose code has another width than the file, up to and
+    with their first far jump (`pvh_start_xen` is assembled as .code32 in arch/x86/platform/pvh/head.S).
     """
     with vmlinux.open("rb") as stream:
         elf = ELFFile(stream)
@@ -32,8 +33,20 @@ def symbol_truth(vmlinux: Path) -> dict[int, tuple[str, int]]:
                 starts[symbol["st_shndx"]].add(symbol["st_value"])
         found: dict[int, tuple[str, int]] = {}
         for index, section in sections.items():
-            found.update(_decode(section.data(), section["sh_addr"], sorted(starts[index]), width))
+            data, base = section.data(), section["sh_addr"]
+            found.update(_decode(data, base, sorted(starts[index]), width))
+            for address, own in islands:
+                if base <= address < base + len(data):
+                    end = _far_jump_end(data, base, address, own)
+                    found = {at: site for at, site in found.items() if not address <= at < end}
+                    found.update(_decode(data[: end - base], base, [address], own))
         return found
+
+
+def _far_jump_end(data: bytes, base: int, address: int, width: int) -> int:
+    decoder = Decoder(width, data, ip=base)
+    decoder.position, decoder.ip = address - base, address
+    return next(instruction.next_ip for instruction in decoder if instruction.is_jmp_far)
 
 
 def _decode(data: bytes, base: int, starts: list[int], width: int) -> dict[int, tuple[str, int]]:
