@@ -31,7 +31,7 @@ void test_boot(void)
 	expect("e820 entries", parameter(0x1e8, 1), 1);
 	expect("e820 start", parameter(0x2d0, 4), 0);
 	expect_that("e820 size", parameter(0x2d8, 4) >= 0x800000);
-	expect("e820 type", parameter(0x2e4, 4), 1);
+	expect("e820 type", parameter(0x2e0, 4), 1);
 	verdict("boot.parameters");
 
 	expect_that("reserve_mem", lguest_data.reserve_mem != 0 &&

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import PvpatchError
-from pvpatch.abi.layout import CALL_PAGE_SIZE
+from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER_SIZE, SLOT_SIZE
+from pvpatch.abi.spec import load_spec
 from runtime.backends import Capabilities, Hypervisor
+from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
 from runtime.backends.lguest.launcher import mnemonic_name
 from runtime.backends.lguest.missed import MissedSites
@@ -20,6 +23,7 @@ from runtime.backends.lguest.resident import (
     IDENTITY_PAGE,
     RESIDENT_PAGES,
     call_page,
+    caller_of,
     resident,
     write_identity_table,
     write_resident,
@@ -46,6 +50,7 @@ _SILENT = frozenset({
 sensitive, but watching every MOV would cost more than the rest of the run.)"""
 _PORTS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
 """Watched because the emulated CPU does not check IOPL for them."""
+_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 _USER = 3
 
 
@@ -58,6 +63,9 @@ class LguestHypervisor(Hypervisor):
         placement = Placement(RESIDENT_PAGES, HOLE if self._patched else 0, CODE_PAGES)
         build = ABI_HOST if self._patched else LINUX_HOST
         self.model = LguestModel(machine, build, placement)
+        self._call_exits: Counter[str] = Counter()
+        if self._patched:
+            self.model.on_request = self._hypercall
         self._missed = MissedSites(self.model)
         self.model.on_privileged = self._privileged
         self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
@@ -67,6 +75,13 @@ class LguestHypervisor(Hypervisor):
                     self._own_ranges.append((start, start + CALL_PAGE_SIZE))
 
     # -- start -----------------------------------------------------------------------------------
+
+    def load(self) -> EntryState:
+        """An image that is not patched, and has no multiboot header, is taken for a guest of lguest's own."""
+        machine = self.machine
+        if self._patched or machine.image.kind not in OWN_KINDS:
+            return super().load()
+        return load_own_guest(machine.image, machine.memory, machine.config.request)
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code; a 64-bit page is of no use here and stays as it is."""
@@ -148,9 +163,22 @@ class LguestHypervisor(Hypervisor):
 
     # -- figures ---------------------------------------------------------------------------------
 
+    def _hypercall(self, linear: int) -> None:
+        """Attribute a hypercall to the ABI call whose code made it."""
+        name = caller_of(linear)
+        if name is None and self.machine.patched is not None:
+            for page in self.machine.patched.pages:
+                for start in (page.physical, page.virtual):
+                    number = (linear - start - HEADER_SIZE) // SLOT_SIZE
+                    if 0 <= number < page.header.slot_count:
+                        name = load_spec().calls[number].name
+        if name is not None:
+            self._call_exits[name] += 1
+
     def call_exits(self) -> dict[str, int]:
-        """ABI calls that reached the host, by name."""
-        return {}
+        """ABI calls that reached the host, by name: hypercalls as they came, port I/O always."""
+        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
+        return {**self._call_exits, **ports}
 
     def counters(self) -> dict[str, int]:
         """The shadow's work."""

@@ -94,6 +94,8 @@ class LguestModel:
         self.on_privileged: Callable[[iced_x86.Instruction, int], bool] = lambda insn, linear: False
         """Shown every privileged instruction that faulted, with its linear address, before the
         launcher looks at it; True means that it has been dealt with."""
+        self.on_request: Callable[[int], None] = lambda linear: None
+        """Told the linear address behind every INT 0x1F and of every emulated control register access."""
         self.cr0 = _FIXED_CR0
         self.cr4 = 0
         self._map_host(gdt_page, placement)
@@ -178,6 +180,11 @@ class LguestModel:
         else:
             self.reflect(event.vector, event.error_code)
 
+    def _linear(self) -> int:
+        """Linear address of CS:EIP."""
+        state = self.machine.cpu.state
+        return int(state.segments[fl.CS].base + state.rip) & 0xFFFFFFFF
+
     def _software(self, vector: int) -> None:
         """INT n: the hypercall, or a gate that its user's privilege allows."""
         cpl = self.machine.cpu.cpl
@@ -194,6 +201,7 @@ class LguestModel:
         self.traps.deliver(vector, None, fault=False, direct=self.traps.is_direct(vector))
 
     def _hypercall(self) -> None:
+        self.on_request(self._linear())
         gpr = self.machine.cpu.state.gpr
         number, *rest = (gpr[i] & 0xFFFFFFFF for i in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI))
         gpr[fl.RAX] = number
@@ -223,9 +231,10 @@ class LguestModel:
         insn = self.launcher.decode()
         if insn is None:
             return False
-        linear = (cpu.state.segments[fl.CS].base + cpu.state.rip) & 0xFFFFFFFF
+        linear = self._linear()
         if error_code:  # a selector was refused, perhaps for the privilege that the guest believes in
             return insn.mnemonic in _FAR_RETURNS and self.on_privileged(insn, linear)
+        self.on_request(linear)
         return self.on_privileged(insn, linear) or self.launcher.emulate(insn)
 
     def reflect(self, vector: int, error_code: int) -> None:

@@ -8,6 +8,7 @@ that paging is off.
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "RESIDENT_PAGES",
     "Resident",
     "call_page",
+    "caller_of",
     "place_of",
     "resident",
     "write_identity_table",
@@ -204,6 +206,28 @@ def call_page() -> bytes:
     slots = {name: code for name, code in slots.items() if code}
     features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
     return build_page(32, BACKEND_ID, slots, features=features)
+
+
+_SHARED_ROUTINES = {"switch_tables": "cr0_write", "arm_clock": "alarm_set", "sync_selector": "segment_load",
+                    "safe_send": "iret", "crash": "shutdown"}
+"""Routines that several calls use: the one that their hypercalls are counted for."""
+
+
+@functools.cache
+def _routine_starts() -> tuple[list[int], list[str]]:
+    text = read_slot_file(Path(__file__).with_name("slots32.s"))
+    placed = sorted((resident().labels[name], name) for name in text.routines)
+    return [start for start, _ in placed], [name for _, name in placed]
+
+
+def caller_of(linear: int) -> str | None:
+    """The ABI call to whose code an address of the resident pages belongs, None for other code."""
+    if not HOLE <= linear < HOLE + CODE_PAGES * PAGE:
+        return None
+    starts, names = _routine_starts()
+    name = names[bisect.bisect_right(starts, linear) - 1]
+    name = _SHARED_ROUTINES.get(name, name)
+    return name if any(call.name == name for call in load_spec().calls) else None
 
 
 def write_identity_table(memory: MemoryRange, physical: int) -> None:
