@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import typer
 
-from pvpatch.abi.errors import PvpatchError
 from pvpatch.cli.abi import abi_app
 from pvpatch.cli.backends import backends_command
+from pvpatch.cli.diff import diff_command
+from pvpatch.cli.failures import guarded
 from pvpatch.cli.guests import guests_app
+from pvpatch.cli.patch import patch_command
+from pvpatch.cli.revert import revert_command
 from pvpatch.cli.run import run_command
 from pvpatch.cli.scan import scan_command
 
@@ -20,9 +22,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if sys.stderr.isatty() else None,
     help="One paravirt ABI for every x86 kernel and every hypervisor.",
 )
 app.command("scan")(scan_command)
+app.command("patch")(patch_command)
+app.command("revert")(revert_command)
+app.command("diff")(diff_command)
 app.command("run")(run_command)
 app.command("backends")(backends_command)
 app.add_typer(abi_app, name="abi")
@@ -30,13 +36,5 @@ app.add_typer(guests_app, name="guests")
 
 
 def main() -> None:
-    """Run the command line; every expected failure becomes one line on standard error and its exit code."""
-    try:
-        app()
-    except PvpatchError as error:
-        sys.stderr.write(f"pvpatch: {error}\n")
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of a pipe went away: what is left to say has nobody to hear it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    """The entry of the `pvpatch` command."""
+    sys.exit(guarded(lambda: app(prog_name="pvpatch")))

@@ -5,43 +5,21 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from pvpatch.abi.errors import UsageError
-from pvpatch.diffing import Difference, RunOptions, compare_files, run_both
+from pvpatch.cli.limits import check_guest_seconds
+from pvpatch.diffing import RunOptions, compare_files, run_both
 from pvpatch.report.diff import diff_document, diff_html, diff_json, render_diff_rich, render_diff_text
-from pvpatch.report.outfile import OutputFile
+from pvpatch.report.outfile import outputs
 from runtime.backends import backend_named
 
 __all__ = ["diff_command"]
 
 
-def _outputs(json_file: str, html_file: str) -> dict[str, OutputFile]:
-    files: dict[str, OutputFile] = {}
-    try:
-        for name, path in (("json", json_file), ("html", html_file)):
-            if path:
-                files[name] = OutputFile(path)
-    except BaseException:
-        for file in files.values():
-            file.discard()
-        raise
-    return files
-
-
-def _publish(files: dict[str, OutputFile], difference: Difference) -> None:
-    document = diff_document(difference)
-    if "json" in files:
-        files["json"].stream.write(diff_json(document))
-    if "html" in files:
-        files["html"].stream.write(diff_html(document))
-    for file in files.values():
-        file.commit()
-    if any(file.is_stdout for file in files.values()):
-        return
+def _show(document: dict[str, Any]) -> None:
     console = Console()
     if console.is_terminal:
         render_diff_rich(document, console)
@@ -59,24 +37,24 @@ def diff_command(
     append: Annotated[str, typer.Option(metavar="CMDLINE", help="kernel command line (--run)")] = "",
     memory: Annotated[int, typer.Option(metavar="MIB", help="of each machine (--run)")] = 512,
     until: Annotated[str, typer.Option(metavar="TEXT", help="compare up to this text (--run)")] = "",
-    max_time: Annotated[float | None, typer.Option(metavar="SECONDS", help="guest seconds of each run (--run)")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="guest seconds of each run (--run)")
+    ] = None,
 ) -> None:
     """Explain every byte in which PATCHED differs from ORIGINAL; exit code 1 names what nothing explains."""
-    if json_file == html_file == "-":
-        raise UsageError("only one of --json and --html can go to standard output")
-    if max_time is not None and not max_time > 0:
-        raise UsageError("--max-time takes a positive number of seconds")
+    check_guest_seconds(max_time)
     backend_named(backend)
-    files = _outputs(json_file, html_file)
-    try:
+    with outputs(json=json_file, html=html_file) as files:
         difference = compare_files(original, patched)
         if run and difference.explained:
             options = RunOptions(append, memory, until, max_time)
             difference = replace(difference, run=run_both(original, patched, backend, options))
-        _publish(files, difference)
-    except BaseException:
-        for file in files.values():
-            file.discard()
-        raise
+        document = diff_document(difference)
+        if "json" in files:
+            files["json"].stream.write(diff_json(document))
+        if "html" in files:
+            files["html"].stream.write(diff_html(document))
+    if not any(file.is_stdout for file in files.values()):
+        _show(document)
     if not difference.explained or (difference.run is not None and not difference.run.equal):
         raise typer.Exit(1)

@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pvpatch.report.imagefile import check_place, write_image
-from pvpatch.report.outfile import OutputFile
+from pvpatch.report.outfile import outputs
 from pvpatch.report.patch import Cost, patch_json, render_patch_rich, render_patch_text
 from rewriter.emit.produce import Produced, patch_image
 from rewriter.image import Image, open_image
@@ -40,24 +39,17 @@ def patch_command(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="kernel image")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="the patched image")],
     json_file: Annotated[
-        str, typer.Option("--json", metavar="FILE", help="write sites with tactics as JSON; - for standard output")
+        str, typer.Option("--json", metavar="FILE", help="write sites and tactics as JSON; - is stdout")
     ] = "",
 ) -> None:
     """Patch IMAGE: afterwards it runs on real hardware and on every backend."""
     started = time.perf_counter()
-    check_place(output)
-    report = OutputFile(json_file) if json_file else None
-    try:
+    with outputs(output=str(output), json=json_file) as files:
         understood, produced = _patch(image)
-        write_image(output, produced.file)
-        if report is not None:
-            report.stream.write(patch_json(understood, produced))
-            report.commit()
-    except BaseException:
-        if report is not None:
-            report.discard()
-        raise
-    if report is not None and report.is_stdout:
+        files["output"].write_bytes(produced.file)
+        if "json" in files:
+            files["json"].stream.write(patch_json(understood, produced))
+    if any(file.is_stdout for file in files.values()):
         return
     console = Console()
     if console.is_terminal:

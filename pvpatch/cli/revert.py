@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pvpatch.abi.errors import ImageError
-from pvpatch.report.imagefile import check_place, write_image
+from pvpatch.report.outfile import outputs
 from rewriter.image import open_image
 from rewriter.manifest.restore import restore
 
@@ -22,11 +22,13 @@ def revert_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="the original image")],
 ) -> None:
     """Restore the file that PATCHED was made from, and prove it by its SHA-256."""
-    check_place(output)
-    image = open_image(patched)
-    try:
-        original = restore(image)
-    except ImageError as error:
-        raise ImageError(f"{patched}: {error.message}", hint=error.hint) from error
-    write_image(output, original)
+    with outputs(output=str(output)) as files:
+        image = open_image(patched)
+        try:
+            original = restore(image)
+        except ImageError as error:
+            raise ImageError(f"{patched}: {error.message}", hint=error.hint) from error
+        files["output"].write_bytes(original)
+    if files["output"].is_stdout:
+        return
     sys.stdout.write(f"sha256 {hashlib.sha256(original).hexdigest()}  {output}\n")

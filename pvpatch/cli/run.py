@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
 from pvpatch.abi.errors import UsageError
 from pvpatch.bootimage import boot_image
-from pvpatch.report.outfile import OutputFile
+from pvpatch.cli.limits import check_guest_seconds
+from pvpatch.report.outfile import OutputFile, outputs
 from pvpatch.report.run import render_crash, render_end
 from rewriter.image import open_image
 from runtime.backends import backend_named
@@ -29,8 +29,6 @@ from runtime.trace import JsonLinesTracer
 __all__ = ["run_command"]
 
 _INTERRUPTED = 130
-_LONGEST_S = 1_000_000_000
-"""Guest seconds; virtual time is counted in nanoseconds in 64 bits."""
 
 
 def _read(path: str, what: str) -> bytes:
@@ -61,29 +59,22 @@ def _interruptible(machine: Machine) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_places(wanted: dict[str, str]) -> None:
-    """Two documents in one stream or file could not be told apart."""
-    places: dict[str, str] = {}
-    for name, path in wanted.items():
-        if path and path in places and path != os.devnull:
-            shown = "standard output" if path == "-" else path
-            raise UsageError(f"--{places[path]} and --{name} both go to {shown}")
-        places[path] = name
+def _shower(console: BinaryIO) -> Callable[[bytes], None]:
+    """What shows the guest's console as it appears."""
+
+    def show(data: bytes) -> None:
+        console.write(data)
+        console.flush()
+
+    return show
 
 
-def _finish(files: dict[str, OutputFile], result: RunResult) -> None:
-    """Fill and publish the output files; the trace is already in its stream."""
-    try:
-        if "transcript" in files:
-            files["transcript"].write_bytes(result.transcript)
-        if "stats" in files:
-            files["stats"].stream.write(json.dumps(result.stats, indent=2) + "\n")
-        for file in files.values():
-            file.commit()
-    except BaseException:
-        for file in files.values():
-            file.discard()
-        raise
+def _fill(files: dict[str, OutputFile], result: RunResult) -> None:
+    """Write the output files; the trace is already in its stream."""
+    if "transcript" in files:
+        files["transcript"].write_bytes(result.transcript)
+    if "stats" in files:
+        files["stats"].stream.write(json.dumps(result.stats, indent=2) + "\n")
 
 
 def run_command(
@@ -113,8 +104,7 @@ def run_command(
     protocol: Annotated[str, typer.Option(metavar="NAME", help="boot protocol, if not the usual one")] = "",
 ) -> None:
     """Boot IMAGE on a backend; its console appears on standard output."""
-    if max_time is not None and not 0 < max_time <= _LONGEST_S:
-        raise UsageError(f"--max-time takes a number of seconds, more than 0 and at most {_LONGEST_S}")
+    check_guest_seconds(max_time)
     chosen = backend_named(backend)
     parsed = boot_image(open_image(image), protocol)
     request = BootRequest(
@@ -123,39 +113,25 @@ def run_command(
         modules=tuple(_module(entry) for entry in module or ()),
     )
     keys = _read(typed, "console input") if typed else b""
-    wanted = {"transcript": transcript, "stats": stats, "trace": trace}
-    _check_places(wanted)
-    files: dict[str, OutputFile] = {}
-    try:
-        for name, path in wanted.items():
-            if path:
-                files[name] = OutputFile(path)
+    config = MachineConfig(
+        memory_mib=memory,
+        request=request,
+        until=until,
+        max_time_s=max_time,
+        typed=keys,
+        typed_after=typed_after,
+    )
+    with outputs(transcript=transcript, stats=stats, trace=trace) as files:
         console = sys.stderr if any(file.is_stdout for file in files.values()) else sys.stdout
-
-        def show(data: bytes) -> None:
-            console.buffer.write(data)
-            console.buffer.flush()
-
-        config = MachineConfig(
-            memory_mib=memory,
-            request=request,
-            until=until,
-            max_time_s=max_time,
-            typed=keys,
-            typed_after=typed_after,
-        )
         tracer = JsonLinesTracer(files["trace"].stream) if "trace" in files else None
-        machine = Machine(config, parsed, chosen, show, tracer)
-        with _interruptible(machine):
-            result = machine.run()
-    except BaseException as error:
-        for file in files.values():
-            file.discard()
-        if isinstance(error, BrokenPipeError):
+        machine = Machine(config, parsed, chosen, _shower(console.buffer), tracer)
+        try:
+            with _interruptible(machine):
+                result = machine.run()
+        except BrokenPipeError:
             raise typer.Exit(_INTERRUPTED) from None
-        raise
-    _finish(files, result)
+        _fill(files, result)
     if result.crash is not None:
         sys.stderr.write(render_crash(result.crash))
-    sys.stderr.write(render_end(result))
+    sys.stderr.write(render_end(result, until))
     raise typer.Exit(result.exit_code)

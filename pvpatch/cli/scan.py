@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from pvpatch.report.outfile import OutputFile
+from pvpatch.report.outfile import outputs
 from pvpatch.report.scan import render_scan_rich, render_scan_text, scan_json
 from rewriter.image import Image, open_image
 from rewriter.scan import ScanResult, scan_image
@@ -35,17 +35,11 @@ def scan_command(
     ] = "",
 ) -> None:
     """Find every instruction of a kernel image that needs privilege or shows it."""
-    output = OutputFile(json_file) if json_file else None
-    try:
+    with outputs(json=json_file) as files:
         understood, result = _scan(image)
-        if output is not None:
-            output.stream.write(scan_json(understood, result))
-            output.commit()
-    except BaseException:
-        if output is not None:
-            output.discard()
-        raise
-    if output is not None and output.is_stdout:
+        if "json" in files:
+            files["json"].stream.write(scan_json(understood, result))
+    if json_file == "-":
         return
     console = Console()
     if console.is_terminal:

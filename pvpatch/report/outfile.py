@@ -8,12 +8,13 @@ import itertools
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from pvpatch.abi.errors import UsageError
 
-__all__ = ["OutputFile", "write_output"]
+__all__ = ["OutputFile", "outputs", "write_output"]
 
 _numbers = itertools.count()
 
@@ -29,7 +30,7 @@ class _Place(io.FileIO):
         self._shown = shown
         super().__init__(path, "w")
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -50,7 +51,7 @@ class OutputFile:
         self._partial: Path | None = None
         self._memory = io.BytesIO()
         target = Path(path)
-        raw: io.BufferedIOBase = self._memory
+        raw: io.BufferedWriter | io.BytesIO = self._memory
         if not self.is_stdout:
             try:
                 raw = io.BufferedWriter(self._open(target))
@@ -108,12 +109,37 @@ class OutputFile:
                 self._partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def outputs(**places: str) -> Iterator[dict[str, OutputFile]]:
+    """Open the outputs that are wanted (those with a place), by option name: all appear when the block
+    ends, none when it fails. Raises `UsageError`, also when two of them share a place.
+    """
+    _refuse_shared(places)
+    files: dict[str, OutputFile] = {}
+    try:
+        for name, place in places.items():
+            if place:
+                files[name] = OutputFile(place)
+        yield files
+        for file in files.values():
+            file.commit()
+    except BaseException:
+        for file in files.values():
+            file.discard()
+        raise
+
+
+def _refuse_shared(places: dict[str, str]) -> None:
+    """Two documents in one stream or file could not be told apart."""
+    options: dict[str, str] = {}
+    for name, place in places.items():
+        if place in options and place not in ("", os.devnull):
+            shown = "standard output" if place == "-" else place
+            raise UsageError(f"--{options[place]} and --{name} both go to {shown}")
+        options[place] = name
+
+
 def write_output(path: str, content: str | bytes) -> None:
     """Write a whole file, or to standard output for `-`. Raises `UsageError`."""
-    output = OutputFile(path)
-    try:
-        output.write_bytes(content.encode() if isinstance(content, str) else content)
-        output.commit()
-    except BaseException:
-        output.discard()
-        raise
+    with outputs(output=path) as files:
+        files["output"].write_bytes(content.encode() if isinstance(content, str) else content)

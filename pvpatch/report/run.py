@@ -23,11 +23,12 @@ _CONTROL = (
 _INSTRUCTIONS_SHOWN = 4
 
 
-def render_end(result: RunResult) -> str:
-    """One line: what ended the run, when, and at what cost."""
+def render_end(result: RunResult, until: str = "") -> str:
+    """One line: what ended the run, when, and at what cost; and that `until` was waited for in vain."""
     detail = f" ({result.detail})" if result.detail and result.outcome is not Outcome.UNTIL else ""
+    missing = f", the console never showed {until!r}" if until and result.outcome is not Outcome.UNTIL else ""
     return (
-        f"pvpatch: {result.outcome.value}{detail};"
+        f"pvpatch: {result.outcome.value}{detail}{missing};"
         f" {result.guest_ns / 1e9:.3f} s of guest time on {result.backend} in {result.host_seconds:.1f} s\n"
     )
 
