@@ -25,12 +25,18 @@ class SlotFile:
     routines: dict[str, str] = field(default_factory=dict)
 
 
-def read_slot_file(path: Path) -> SlotFile:
-    """Parse one file. Raises `PvpatchError` naming the line that is wrong."""
+def read_slot_file(*paths: Path) -> SlotFile:
+    """Parse files as one, in order. Raises `PvpatchError` naming the line that is wrong."""
     parsed = SlotFile()
+    shorthand: dict[str, str] = {}
+    for path in paths:
+        _read_one(path, parsed, shorthand)
+    return parsed
+
+
+def _read_one(path: Path, parsed: SlotFile, shorthand: dict[str, str]) -> None:
     target: dict[str, str] | None = None
     name = ""
-    words_defined: dict[str, str] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.split("#")[0].split()
         if words and words[0] in (".slot", ".routine"):
@@ -40,9 +46,9 @@ def read_slot_file(path: Path) -> SlotFile:
             name = words[1]
             target[name] = ""
         elif words and words[0] == ".define" and len(words) > 2:
-            words_defined[words[1]] = " ".join(words[2:])
+            shorthand[words[1]] = " ".join(words[2:])
         elif target is not None:
-            target[name] += (words_defined[words[0]] if len(words) == 1 and words[0] in words_defined else line) + "\n"
+            stands_for = shorthand.get(words[0]) if len(words) == 1 else None
+            target[name] += f"{stands_for or line}\n"
         elif words:
             raise PvpatchError(f"{path.name}:{number}: code before the first .slot", exit_code=2)
-    return parsed

@@ -65,10 +65,7 @@ class KvmModel:
         number, *args = (
             state.gpr[index] & mask for index in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI)
         )
-        if cpu.cpl:
-            result = -self._interface.errors["EPERM"]
-        else:
-            result = self._dispatch(number, args)
+        result = -self._interface.errors["EPERM"] if cpu.cpl else self._dispatch(number, args)
         name = self._interface.hypercalls.get(number, ("unknown", ""))[0]
         self.count(f"hypercall_{name}")
         state.gpr[fl.RAX] = result & mask
@@ -95,7 +92,8 @@ class KvmModel:
         now = self.machine.clock.now_ns
         wall = self.boot_wall_ns + now
         record = bytearray(layout["size"])
-        for name, value in (("sec", wall // _NS_PER_S), ("nsec", wall % _NS_PER_S), ("tsc", now * _TICKS_PER_NS)):
+        moment = {"sec": wall // _NS_PER_S, "nsec": wall % _NS_PER_S, "tsc": now * _TICKS_PER_NS}
+        for name, value in moment.items():
             record[layout[name] : layout[name] + 8] = value.to_bytes(8, "little")
         self._memory.store(address, bytes(record))
         return 0
@@ -167,15 +165,19 @@ class KvmModel:
         self._memory.store(address, bytes(record))
         return True
 
+    def _next_version(self, address: int) -> int:
+        """The even number after the one that is there: a reader sees that something changed."""
+        return (self._memory.load_u32(address) | 1) + 1 & _MASK32 if self._memory.contains(address, 4) else 0
+
     def _publish_wall_clock(self, address: int) -> None:
         """Wall time at the start of the machine; the version is even and has changed."""
-        version = (self._memory.load_u32(address) | 1) + 1 & _MASK32 if self._memory.contains(address, 4) else 0
+        version = self._next_version(address)
         seconds, rest = divmod(self.boot_wall_ns, _NS_PER_S)
         self._store(address, "wall_clock", {"version": (version, 4), "sec": (seconds, 4), "nsec": (rest, 4)})
 
     def _publish_time(self, address: int) -> None:
         """The time base. The TSC never changes its rate and nothing is migrated: once is enough."""
-        version = (self._memory.load_u32(address) | 1) + 1 & _MASK32 if self._memory.contains(address, 4) else 0
+        version = self._next_version(address)
         now = self.machine.clock.now_ns
         self._store(
             address,

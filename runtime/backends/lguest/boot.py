@@ -32,7 +32,8 @@ _KERNEL_ALIGNMENT = 0x100_0000
 
 def load_own_guest(image: BootImage, memory: MemoryRange, request: BootRequest) -> EntryState:
     """Load the image and write what the launcher writes. Raises `ImageError` or `UsageError`."""
-    state = load_image(image, memory, replace(request, initrd=b"") if image.kind is BootKind.FLAT else request)
+    plain = replace(request, initrd=b"") if image.kind is BootKind.FLAT else request
+    state = load_image(image, memory, plain)
     page = bytearray(_PAGE)
     page[_HEADER : _HEADER + len(image.setup_header)] = image.setup_header[: _PAGE - _HEADER]
     page[_E820_COUNT] = 1

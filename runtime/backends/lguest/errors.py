@@ -11,4 +11,4 @@ class GuestKilled(GuestCrash):
     """The host killed the guest: there are no error codes in lguest's interface."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"lguest killed the guest: {reason}", "lguest has no error codes: a bad request ends the guest")
+        super().__init__(f"lguest killed the guest: {reason}", "a bad request ends an lguest guest")

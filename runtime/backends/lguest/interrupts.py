@@ -90,22 +90,22 @@ class Interrupts:
         start, end = self.quiet_range
         return start <= self._model.machine.cpu.state.rip & 0xFFFFFFFF < end
 
-    def send(self) -> bool:
-        """Deliver the first pending interrupt if the guest may take it now. True if it did."""
+    def send(self) -> None:
+        """Deliver the first pending interrupt if the guest may take it now."""
         model = self._model
         pending = self.pending()
         if not pending:
             if not self._latched:
                 model.shared.write("irq_pending", 0)
-            return False
+            return
         if model.halted:
             model.wake()
             model.shared.write("irq_enabled", _FLAG)
         elif self._is_quiet():
-            return False
+            return
         elif not model.shared.read("irq_enabled"):
             model.shared.write("irq_pending", _FLAG)
-            return False
+            return
         number = (pending & -pending).bit_length() - 1
         vector = model.interface.first_vector + number
         model.write_timestamp()
@@ -114,4 +114,3 @@ class Interrupts:
             model.machine.stats.interrupts[vector] += 1
         if not pending & (pending - 1):
             model.shared.write("irq_pending", 0)
-        return True

@@ -145,7 +145,8 @@ class Launcher:
     def _control(self, insn: iced_x86.Instruction) -> bool:
         gpr = self._model.machine.cpu.state.gpr
         writing = insn.code == Code.MOV_CR_R32
-        control, general = (insn.op0_register, insn.op1_register) if writing else (insn.op1_register, insn.op0_register)
+        first, second = insn.op0_register, insn.op1_register
+        control, general = (first, second) if writing else (second, first)
         if control not in (Register.CR0, Register.CR4):
             return False
         index = general - Register.EAX

@@ -20,7 +20,7 @@ from pvpatch.abi.page import bare_slots, build_page
 from pvpatch.abi.spec import load_spec
 from runtime.backends.lguest.descriptors import GUEST_PRIVILEGE
 from runtime.backends.lguest.interface import ABI_HOST, interface
-from runtime.backends.slotfile import read_slot_file
+from runtime.backends.slotfile import SlotFile, read_slot_file
 from runtime.boot.model import EntryState
 from runtime.cpu import flags as fl
 from runtime.memory import MemoryRange
@@ -55,6 +55,12 @@ _VCPU, _LGUEST_DATA, _PRIVATE, _STACK, IDENTITY_PAGE = range(CODE_PAGES, CODE_PA
 RESIDENT_PAGES = CODE_PAGES + 5
 BOOT_ADDRESS_NAME = "boot"
 
+_SOURCES = (
+    "slots32.s", "flags32.s", "registers32.s", "tables32.s", "segments32.s",
+    "transfers32.s", "io32.s", "time32.s", "traps32.s", "boot32.s",
+)  # fmt: skip
+_PLAIN_BARE = frozenset({"abi_query", "pte_write", "table_alloc", "table_release", "descriptor_write"})
+"""Calls for which the bare page's code is right at any privilege."""
 _FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
 _FLAT_CODE = ABI_HOST.kernel_code << 3 | GUEST_PRIVILEGE
 _FLAT_DATA = ABI_HOST.kernel_data << 3 | GUEST_PRIVILEGE
@@ -129,7 +135,8 @@ def _page_symbols(variables: Mapping[str, int], messages: Mapping[str, int]) -> 
     """Everything that the assembly text names and that is not code."""
     known = interface()
     symbols = {name: HOLE + _PRIVATE * PAGE + offset for name, offset in variables.items()}
-    symbols |= {f"LD_{name}": HOLE + _LGUEST_DATA * PAGE + offset for name, (offset, _) in known.fields.items()}
+    shared = HOLE + _LGUEST_DATA * PAGE
+    symbols |= {f"LD_{name}": shared + offset for name, (offset, _) in known.fields.items()}
     symbols |= {f"V_{field.name}": HOLE + _VCPU * PAGE + field.offset for field in vcpu_page().fields}
     symbols |= {f"HC_{call.name}": number for number, call in known.hypercalls.items()}
     symbols |= {f"MESSAGE_{name}": offset for name, offset in messages.items()}
@@ -160,9 +167,15 @@ def _stub(vector: int, common: int) -> bytes:
 
 
 @functools.cache
+def _source() -> SlotFile:
+    """The assembly text of all files, in order."""
+    return read_slot_file(*(Path(__file__).with_name(name) for name in _SOURCES))
+
+
+@functools.cache
 def resident() -> Resident:
     """Assemble the code; the same for every machine, since its places are linear addresses."""
-    text = read_slot_file(Path(__file__).with_name("slots32.s"))
+    text = _source()
     variables = _variables()
     messages = _messages(sum(size for _, size in _VARIABLES))
     symbols = _page_symbols(variables, messages)
@@ -172,7 +185,8 @@ def resident() -> Resident:
     symbols |= {_OPEN_ROUTINE: place, "safe_point": open_code.labels["safe_point"]}
     built = assemble(quiet, 32, HOLE, symbols)
     labels = {**built.labels, _OPEN_ROUTINE: place}
-    open_code = assemble(text.routines[_OPEN_ROUTINE], 32, place, symbols | {"fault_iret": labels["fault_iret"]})
+    known_end = {"fault_iret": labels["fault_iret"]}
+    open_code = assemble(text.routines[_OPEN_ROUTINE], 32, place, symbols | known_end)
     if len(built.code) > _STUB_OFFSET or open_code.labels["safe_point"] != symbols["safe_point"]:
         raise ValueError(f"the guest-side code takes {len(built.code)} bytes, {_STUB_OFFSET} are there")
     stubs = b"".join(_stub(vector, labels["common"]) for vector in range(256))
@@ -188,7 +202,7 @@ _HALTS = frozenset({"halt", "safe_halt"})
 def call_page() -> bytes:
     """The 32-bit call page: short slots that enter the resident code by a far call."""
     spec = load_spec()
-    text = read_slot_file(Path(__file__).with_name("slots32.s"))
+    text = _source()
     labels, known = resident().labels, interface()
     bare = bare_slots(32, spec)
     slots = dict(text.slots)
@@ -197,25 +211,28 @@ def call_page() -> bytes:
         if name in slots:
             continue
         if name not in text.routines:
-            slots[name] = bare[name] if name in ("abi_query", "pte_write", "table_alloc", "table_release", "descriptor_write") else ""
+            if name in _PLAIN_BARE:
+                slots[name] = bare[name]
             continue
         request = "send_interrupts" if name in _TWO_RETURNS else "halt" if name in _HALTS else ""
         slots[name] = f"lcall {_FLAT_CODE}, {labels[name]}\n ret"
         if request:
-            slots[name] += f"\n push eax\n mov eax, {known.number(request)}\n int {known.vector}\n pop eax\n ret"
-    slots = {name: code for name, code in slots.items() if code}
+            number = known.number(request)
+            slots[name] += f"\n push eax\n mov eax, {number}\n int {known.vector}\n pop eax\n ret"
     features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
     return build_page(32, BACKEND_ID, slots, features=features)
 
 
-_SHARED_ROUTINES = {"switch_tables": "cr0_write", "arm_clock": "alarm_set", "sync_selector": "segment_load",
-                    "safe_send": "iret", "crash": "shutdown"}
+_SHARED_ROUTINES = {
+    "switch_tables": "cr0_write", "arm_clock": "alarm_set", "sync_selector": "segment_load",
+    "safe_send": "iret", "crash": "shutdown",
+}  # fmt: skip
 """Routines that several calls use: the one that their hypercalls are counted for."""
 
 
 @functools.cache
 def _routine_starts() -> tuple[list[int], list[str]]:
-    text = read_slot_file(Path(__file__).with_name("slots32.s"))
+    text = _source()
     placed = sorted((resident().labels[name], name) for name in text.routines)
     return [start for start, _ in placed], [name for _, name in placed]
 

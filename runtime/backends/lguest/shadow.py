@@ -72,7 +72,9 @@ class ShadowMmu:
         """CR0 as the walk of the guest's tables sees it."""
         return _CR0_PG_PE | (_CR0_WP if self.write_protect else 0)
 
-    def walk(self, linear: int, *, write: bool = False, user: bool = False, fetch: bool = False) -> Translation:
+    def walk(
+        self, linear: int, *, write: bool = False, user: bool = False, fetch: bool = False
+    ) -> Translation:
         """Walk the guest's tables. Raises `PageFault` with the guest's error code."""
         return translate(
             self._guest,
@@ -181,12 +183,12 @@ class ShadowMmu:
         self._host_tables[slot] = table
         self._words[(self._directory >> 3) + slot] = table | _PRESENT | _WRITE | _USER
 
-    def map_host(self, linear: int, physical: int, *, writable: bool, executable: bool, user: bool = False) -> None:
+    def map_host(self, linear: int, physical: int, *, writable: bool, executable: bool) -> None:
         """A page of the host in every address space; survives every flush."""
         self.reserve_slot(linear)
         slot = linear >> 21
-        entry = physical | _PRESENT | (_WRITE if writable else 0) | (_USER if user else 0)
-        self._words[(self._host_tables[slot] >> 3) + (linear >> 12 & 0x1FF)] = entry | (0 if executable else _NX)
+        entry = physical | _PRESENT | (_WRITE if writable else 0) | (0 if executable else _NX)
+        self._words[(self._host_tables[slot] >> 3) + (linear >> 12 & 0x1FF)] = entry
 
     def is_host(self, linear: int) -> bool:
         """True if the address belongs to a slot of the host's."""

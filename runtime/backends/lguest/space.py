@@ -60,7 +60,8 @@ class GuestSpace:
 
     def write_linear(self, linear: int, data: bytes, *, user: bool = False) -> None:
         """Write at a linear address, all or nothing. Raises `PageFault`."""
-        places = [(self._place(at, write=True, user=user), size) for at, size in self._pieces(linear, len(data))]
+        pieces = self._pieces(linear, len(data))
+        places = [(self._place(at, write=True, user=user), size) for at, size in pieces]
         position = 0
         for physical, size in places:
             if self.physical.contains(physical, size):

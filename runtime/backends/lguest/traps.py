@@ -95,7 +95,9 @@ class Traps:
         else:
             selector, pointer = self._stack_selector, self._stack_pointer
             stack = self._gdt.read(selector)
-            if stack is None or not stack.present or stack.dpl != GUEST_PRIVILEGE or not stack.is_writable_data:
+            if stack is None or not stack.present or not stack.is_writable_data:
+                raise GuestKilled(f"bad stack segment {selector:#x}")
+            if stack.dpl != GUEST_PRIVILEGE:
                 raise GuestKilled(f"bad stack segment {selector:#x}")
             base = stack.base
             words = [segments[fl.SS].selector, state.gpr[fl.RSP] & 0xFFFFFFFF]
