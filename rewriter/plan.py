@@ -41,7 +41,7 @@ class Plan:
 @dataclass
 class _Planner:
     context: Context
-    reasons: dict[int, str] = field(default_factory=dict)
+    reasons: dict[int, list[str]] = field(default_factory=dict)
     chosen: dict[int, str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -64,13 +64,19 @@ class _Planner:
         for tactic in tactics:
             found = tactic.fits(site, self.context)
             if isinstance(found, str):
-                self.reasons[site.address] = found
+                self._note(site.address, found)
                 continue
             self.chosen[site.address] = tactic.name
             for new in found:
                 self._take(new)
             return True
         return False
+
+    def _note(self, address: int, reason: str) -> None:
+        """Keep every different reason, except that a window is too short, which another one explains."""
+        reasons = self.reasons.setdefault(address, [])
+        if reason != "too short" and reason not in reasons:
+            reasons.append(reason)
 
     def _take(self, window: Window) -> None:
         self.context.windows.add(window)
@@ -95,6 +101,6 @@ def _decide(planner: _Planner, bound: Bound, address: int) -> Decision:
     first = bound.paired.get(address, address)
     window = planner.context.windows.at(first)
     if window is None:
-        return Decision(address, call, TRAP, planner.reasons.get(first, "no tactic fits"))
+        return Decision(address, call, TRAP, "; ".join(planner.reasons.get(first, [])) or "no tactic fits")
     tactic = planner.chosen.get(first, MERGED) if first == address else MERGED
     return Decision(address, call, tactic, window=window.start)

@@ -7,6 +7,8 @@ the operation it was at its old place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import capstone
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
 
@@ -104,28 +106,32 @@ def _check_origins(job: PatchJob, window: Window, encoded: Encoded) -> None:
     """Every instruction that moved appears once, in order, and does what it did."""
     moved = [(item.origin, item.instruction) for item in encoded.items if item.origin is not None]
     shift = window.bits // 8 if job.reach.kind == "absolute" else 0
+    homes = {origin: home for origin, home in encoded.homes.items() if origin != window.start}
     for origin, instruction in moved:
         original = job.view.at(origin)
-        if original is None or not same_operation(original, instruction, shift):
+        if original is None or not same_operation(original, instruction, shift, homes):
             raise VerificationError(f"'{original}' at {origin:#x} became '{instruction}'")
     order = [origin for origin, _ in moved]
     if order != sorted(order):
         raise VerificationError(f"the window at {window.start:#x} lost its order")
 
 
-def same_operation(original: Instruction, moved: Instruction, shift: int = 0) -> bool:
+def same_operation(original: Instruction, moved: Instruction, shift: int = 0,
+                   homes: Mapping[int, int] | None = None) -> bool:
     """Whether a moved instruction is the original one: same opcode, operands and absolute targets.
 
     Branches may have grown; a direct call may have become the jump of a call whose return
     address was pushed before; ``shift`` is what a return address on the stack adds to
-    operands based on the stack pointer.
+    operands based on the stack pointer; ``homes`` gives the new place of targets that moved too
+    (a moved site has none: it is code of ours).
     """
     if is_direct_call(original):
         return moved.mnemonic == Mnemonic.JMP and moved.near_branch_target == original.near_branch_target
     if is_direct_branch(original):
         target = original.near_branch_target
-        return moved.mnemonic == original.mnemonic and (moved.near_branch_target == target
-                                                        or not moved.is_jcc_short_or_near)
+        near = original.is_jcc_short_or_near or original.is_jmp_short_or_near
+        aimed = moved.near_branch_target in (target, (homes or {}).get(target, target))
+        return moved.mnemonic == original.mnemonic and (aimed or not near)
     if operation(moved) == operation(original):
         return True
     back = moved.copy()

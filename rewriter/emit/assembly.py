@@ -11,6 +11,7 @@ instruction has no clobber list, so only MOV, MOVZX, LEA, PUSH, POP and branches
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
@@ -87,12 +88,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Bytes of an assembly at one address, with the instructions as they were meant."""
+    """Bytes of an assembly at one address, with the instructions as they were meant.
+
+    ``homes`` says where the code for each of the guest's instructions begins now.
+    """
 
     address: int
     data: bytes
     starts: tuple[int, ...]
     items: tuple[Item, ...]
+    homes: Mapping[int, int]
 
 
 @dataclass
@@ -102,6 +107,7 @@ class Assembly:
     bits: int
     items: list[Item] = field(default_factory=list)
     _labels: dict[Label, int] = field(default_factory=dict)
+    _homes: dict[int, int] = field(default_factory=dict)
 
     @property
     def word(self) -> int:
@@ -121,6 +127,10 @@ class Assembly:
     def place(self, label: Label) -> None:
         """Define ``label`` here."""
         self._labels[label] = len(self.items)
+
+    def mark(self, address: int) -> None:
+        """The code for the guest's instruction at ``address`` begins here."""
+        self._homes[address] = len(self.items)
 
     def pointer(self, place: Place) -> MemoryOperand:
         """The iced operand of a place."""
@@ -274,7 +284,8 @@ class Assembly:
                 raise ValueError(f"{instruction}: size changed between the passes")
             data += encoder.take_buffer()
             finished.append(Item(instruction, None, item.origin))
-        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished))
+        homes = {origin: address + starts[index] for origin, index in self._homes.items()}
+        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes)
 
     def size(self, address: int) -> int:
         """Bytes that ``encode`` would give."""

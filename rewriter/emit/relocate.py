@@ -11,7 +11,7 @@ from iced_x86 import Code, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from rewriter.emit.assembly import SP, Assembly, Label, Place
 
-__all__ = ["call_from", "check", "ends_block", "is_direct_branch", "is_direct_call", "relocate"]
+__all__ = ["call_from", "check", "ends_block", "is_direct_branch", "is_direct_call", "relocate", "relocate_to"]
 
 _DIRECT = (OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 _ADDRESS_MATTERS = {
@@ -84,6 +84,21 @@ def relocate(asm: Assembly, instruction: Instruction) -> None:
     asm.jump_label(done)
     asm.place(taken)
     asm.jump(instruction.near_branch_target)
+    asm.place(done)
+
+
+def relocate_to(asm: Assembly, instruction: Instruction, label: Label) -> None:
+    """Append a moved direct branch whose target moved too."""
+    moved = instruction.copy()
+    if instruction.is_jmp_short_or_near or instruction.is_jcc_short_or_near:
+        moved.as_near_branch()
+        asm.add(moved, target=label, origin=instruction.ip)
+        return
+    taken, done = Label("taken"), Label("done")
+    asm.add(moved, target=taken, origin=instruction.ip)
+    asm.jump_label(done)
+    asm.place(taken)
+    asm.jump_label(label)
     asm.place(done)
 
 

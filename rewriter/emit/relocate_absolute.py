@@ -60,6 +60,8 @@ def relocate_absolute(asm: Assembly, instruction: Instruction, anchor: int, last
     elif instruction.code in _SIMPLE_POP and instruction.op0_register not in _STACK_POINTERS:
         asm.load(number_of(instruction.op0_register), Place(SP, displacement=asm.word))
         asm.pop_at(Place(SP))
+    elif instruction.mnemonic in (Mnemonic.ADD, Mnemonic.SUB) and _is_immediate_to_stack_pointer(instruction):
+        _adjust(asm, instruction)
     else:
         _plain(asm, instruction)
 
@@ -135,6 +137,36 @@ def _push(asm: Assembly, instruction: Instruction) -> None:
         asm.store(home, number_of(instruction.op0_register))
     else:
         asm.store_value(home, instruction.immediate(0))
+
+
+def _is_immediate_to_stack_pointer(instruction: Instruction) -> bool:
+    return (instruction.op0_kind == OpKind.REGISTER and instruction.op0_register in (Register.ESP, Register.RSP)
+            and instruction.op1_kind in (OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE32, OpKind.IMMEDIATE8TO64,
+                                         OpKind.IMMEDIATE32TO64))
+
+
+def _adjust(asm: Assembly, instruction: Instruction) -> None:
+    """ADD or SUB of a constant: the same sum is made in another register, so the flags are the same."""
+    amount = instruction.immediate(1)
+    if not asm.word <= amount <= 1 << 16:
+        raise Refused("it changes the stack pointer")
+    summed = instruction.copy()
+    summed.op0_register = asm.register(0)
+    word = asm.word
+    asm.push(0)
+    asm.address(0, Place(SP, displacement=2 * word))
+    asm.add(summed)
+    if instruction.mnemonic == Mnemonic.ADD:
+        asm.load(0, Place(SP, displacement=word))
+        asm.store(Place(SP, displacement=word + amount), 0)
+        asm.pop(0)
+        asm.move_stack(amount)
+        return
+    asm.move_stack(-amount)
+    asm.load(0, Place(SP, displacement=amount + word))
+    asm.store(Place(SP, displacement=word), 0)
+    asm.load(0, Place(SP, displacement=amount))
+    asm.move_stack(word)
 
 
 def _plain(asm: Assembly, instruction: Instruction) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from iced_x86 import Instruction
 
-from rewriter.emit.assembly import Assembly
+from rewriter.emit.assembly import Assembly, Label
 from rewriter.emit.marshal import Surroundings, emit_binding
 from rewriter.emit.operands import Binding
-from rewriter.emit.relocate import call_from, is_direct_call, relocate
+from rewriter.emit.relocate import call_from, is_direct_branch, is_direct_call, relocate, relocate_to
 from rewriter.emit.relocate_absolute import finish_absolute, relocate_absolute
 
 __all__ = ["Piece", "compose_absolute", "compose_relative"]
@@ -33,10 +33,14 @@ def compose_relative(bits: int, pieces: tuple[Piece, ...], end: int | None,
                      slot: Callable[[int], int]) -> Assembly:
     """The thunk of a window that jumps there; it jumps back to ``end`` unless that is None."""
     asm = Assembly(bits)
+    labels = _labels(pieces)
     for piece in pieces:
+        _mark(asm, labels, piece)
         if piece.binding is not None:
             around = Surroundings(red_zone=piece.red_zone, dead=piece.dead)
             emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+        elif _stays_inside(labels, piece):
+            relocate_to(asm, piece.instruction, labels[piece.instruction.near_branch_target])
         elif is_direct_call(piece.instruction):
             call_from(asm, piece.instruction)
             return asm
@@ -56,14 +60,35 @@ def compose_absolute(bits: int, pieces: tuple[Piece, ...], anchor: int, end: int
     """
     asm = Assembly(bits)
     bias = asm.word if called else 0
+    labels = _labels(pieces)
     for index, piece in enumerate(pieces):
+        _mark(asm, labels, piece)
         if piece.binding is not None:
             around = Surroundings(bias, anchor, piece.red_zone, piece.dead)
             emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+        elif _stays_inside(labels, piece):
+            relocate_to(asm, piece.instruction, labels[piece.instruction.near_branch_target])
         elif called:
             relocate_absolute(asm, piece.instruction, anchor, index == len(pieces) - 1)
         else:
             relocate(asm, piece.instruction)
-    if called and end is not None:
+    if called and end is not None and not is_direct_call(pieces[-1].instruction):
         finish_absolute(asm, anchor, end)
     return asm
+
+
+def _labels(pieces: tuple[Piece, ...]) -> dict[int, Label]:
+    """Labels for the pieces behind the first that branches of the window lead to."""
+    inside = {piece.instruction.ip for piece in pieces[1:]}
+    targets = {piece.instruction.near_branch_target for piece in pieces if is_direct_branch(piece.instruction)}
+    return {address: Label(f"{address:#x}") for address in sorted(inside & targets)}
+
+
+def _mark(asm: Assembly, labels: dict[int, Label], piece: Piece) -> None:
+    asm.mark(piece.instruction.ip)
+    if piece.instruction.ip in labels:
+        asm.place(labels[piece.instruction.ip])
+
+
+def _stays_inside(labels: dict[int, Label], piece: Piece) -> bool:
+    return is_direct_branch(piece.instruction) and piece.instruction.near_branch_target in labels

@@ -6,6 +6,7 @@ from rewriter.tactics.absorb_around import AbsorbAround
 from rewriter.tactics.absorb_around_branch import AbsorbAroundBranch
 from rewriter.tactics.absorb_branch import AbsorbBranch
 from rewriter.tactics.absorb_following import AbsorbFollowing
+from rewriter.tactics.absorb_region import AbsorbRegion
 from rewriter.tactics.evict import Evict
 from rewriter.tactics.in_place import InPlace
 from rewriter.tactics.moved_call import MovedCall
@@ -21,6 +22,7 @@ TACTICS: tuple[Tactic, ...] = (
     AbsorbAround(),
     AbsorbAroundBranch(),
     MovedCall(),
+    AbsorbRegion(),
     ShortJump(),
     Evict(),
 )

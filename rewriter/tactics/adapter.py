@@ -25,7 +25,8 @@ def view_of(codemap: CodeMap) -> CodeView:
         Exclusion(window.start, window.end, _EXCLUSIONS.get(window.kind, f"the kernel's own {window.kind}"))
         for window in codemap.windows
     )
-    return CodeView(regions, targets, exclusions)
+    indirect = frozenset(codemap.target_addresses(indirect=True).tolist())
+    return CodeView(regions, targets, exclusions, indirect)
 
 
 def foreign_sites(scan: ScanResult) -> dict[int, str]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register
 
 __all__ = ["CodeRegion", "CodeView", "Exclusion", "is_filler"]
 
+MAX_INDEXED = 4 << 20  # bytes of code up to which all branches are indexed by their targets
+_NEAR = (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 MAX_LENGTH = 15  # bytes of the longest instruction (SDM 2.3.11)
 
 
@@ -48,6 +51,8 @@ class CodeView:
     regions: tuple[CodeRegion, ...]
     targets: Set[int]
     exclusions: tuple[Exclusion, ...] = ()
+    indirect: Set[int] | None = None
+    """Targets that more than direct branches lead to; None: not known, so all may be."""
     _cache: dict[int, Instruction | None] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +104,38 @@ class CodeView:
     def is_target(self, address: int) -> bool:
         """Whether control may come here by anything but falling through."""
         return address in self.targets
+
+    def targets_inside(self, start: int, end: int) -> list[int]:
+        """Targets strictly inside [start, end), on instruction boundaries or not."""
+        return [address for address in range(start + 1, end) if address in self.targets]
+
+    def only_from(self, address: int, start: int, end: int) -> bool:
+        """Whether it is certain that only direct branches inside [start, end) lead to an address."""
+        if self.indirect is None or address in self.indirect or self._too_large:
+            return False
+        sources = self._sources.get(address, ())
+        return bool(sources) and all(start <= source < end for source in sources)
+
+    @cached_property
+    def _too_large(self) -> bool:
+        return sum(len(region.data) for region in self.regions) > MAX_INDEXED
+
+    @cached_property
+    def _sources(self) -> dict[int, list[int]]:
+        """Every direct branch and call by its target."""
+        found: dict[int, list[int]] = {}
+        for region in self.regions:
+            mask = (1 << 64) - 1
+            for offset, length in enumerate(region.lengths):
+                if not length:
+                    continue
+                width = region.widths[offset]
+                address = region.vaddr + offset
+                instruction = decode_one(region.data[offset : offset + length], width, address)
+                if instruction.op_count and instruction.op0_kind in _NEAR:
+                    target = instruction.near_branch_target & (mask if width == 64 else 0xFFFFFFFF)
+                    found.setdefault(target, []).append(address)
+        return found
 
     def excluded(self, start: int, end: int) -> str:
         """The reason why a byte of [start, end) must not change; empty when all may."""

@@ -34,20 +34,21 @@ class Rules:
     neighbours: bool = True
 
 
-def build(context: Context, start: int, end: int, tactic: str, size: int) -> Window | str:
-    """The window [start, end), extended over padding to ``size`` bytes, or why it cannot be."""
+def build(context: Context, start: int, end: int, tactic: str, size: int, *, closed: bool = False) -> Window | str:
+    """The window [start, end), extended over padding to ``size`` bytes, or why it cannot be.
+
+    ``closed``: targets inside are allowed when only branches inside lead to them.
+    """
     view, bits = context.view, context.view.width(start)
     instructions: list[int] = []
     sites: list[int] = []
     address, last = start, None
     while address < end:
-        if last is not None and (ends_block(last) or is_direct_call(last) or _jumps(context, last)):
+        if last is not None and _stops(context, last) and not (closed and view.is_target(address)):
             if not is_direct_call(last) and view.filler(address) >= end - address:
                 address = end  # padding behind the branch, taken in before
                 break
             return "code behind a branch or call"
-        if address != start and view.is_target(address):
-            return "a branch target lies inside"
         step = _step(context, address, bits)
         if isinstance(step, str):
             return step
@@ -60,7 +61,7 @@ def build(context: Context, start: int, end: int, tactic: str, size: int) -> Win
         address = after
     if last is None or address != end:
         return "its end is not on an instruction boundary"
-    if reason := view.excluded(start, end):
+    if reason := _inside(context, start, end, instructions, closed=closed) or view.excluded(start, end):
         return reason
     returns = not (ends_block(last) or _jumps(context, last))
     if end - start < size and not returns and not context.windows.at(end):
@@ -69,6 +70,18 @@ def build(context: Context, start: int, end: int, tactic: str, size: int) -> Win
         return "too short"
     window = Window(start, end, bits, tuple(instructions), tuple(sites), returns, tactic)
     return _check_sti(context, last) or _check_absolute(context, window) or window
+
+
+def _stops(context: Context, instruction: Instruction) -> bool:
+    return ends_block(instruction) or is_direct_call(instruction) or _jumps(context, instruction)
+
+
+def _inside(context: Context, start: int, end: int, instructions: list[int], *, closed: bool) -> str:
+    """Why the targets inside forbid the window; empty when there are none, or only its own branches lead there."""
+    for target in context.view.targets_inside(start, end):
+        if not closed or target not in instructions or not context.view.only_from(target, start, end):
+            return "a branch target lies inside"
+    return ""
 
 
 def _jumps(context: Context, instruction: Instruction) -> bool:
@@ -156,7 +169,7 @@ def search(context: Context, site: Patchable, rules: Rules, tactic: str, size: i
     for start, end in _ranges(context, site, rules, size):
         found = build(context, start, end, tactic, size)
         if isinstance(found, str):
-            reason = found
+            reason = found if found != "too short" else reason
         elif not _keeps(context, found, site, rules):
             reason = "needs what this tactic does not move"
         elif best is None or found.end - found.start < best.end - best.start:
