@@ -76,6 +76,11 @@ class OutputFile:
             self._partial.chmod(stat.S_IMODE(mode))
         return place
 
+    @property
+    def in_place(self) -> bool:
+        """A device, a pipe or standard output: nothing is renamed over it."""
+        return self._partial is None
+
     def write_bytes(self, data: bytes) -> None:
         """Write `data` as it is, after everything written to `stream`."""
         self.stream.flush()
