@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from rewriter.scan.space import Region
 __all__ = ["guess_gaps", "padding_end"]
 
 MIN_GAP = 4
+_ZEROS = re.compile(rb"\0+")
 MAX_TRIES = 4096
 """Guesses per pass: bounds the work on regions that are mostly data."""
 
@@ -50,16 +53,18 @@ def padding_end(code: bytes, at: int, end: int) -> int:
             prefix += 1
         match = next((n for n in range(prefix + 1) for nop in _NOPS if code.startswith(nop, at + n)), None)
         if match is None:
-            if code[at] != 0:
+            zeros = _ZEROS.match(code, at, end)
+            if zeros is None:
                 return at
-            at += 1
+            at = zeros.end()
             continue
         at += match + next(len(nop) for nop in _NOPS if code.startswith(nop, at + match))
     return end
 
 
 def _gaps(covered: ByteArray) -> list[tuple[int, int]]:
-    padded = np.concatenate(([1], covered, [1])).astype(np.int8)
+    padded = np.ones(covered.size + 2, np.int8)
+    padded[1:-1] = covered
     edges: NDArray[np.int8] = padded[1:] - padded[:-1]
     starts, ends = np.flatnonzero(edges == -1), np.flatnonzero(edges == 1)
     return [(int(a), int(b)) for a, b in zip(starts, ends, strict=True) if b - a >= MIN_GAP]

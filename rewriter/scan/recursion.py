@@ -126,6 +126,8 @@ class Recursion:
 
     def _jump_tables(self) -> None:
         for address, width in list(self.explorer.indirect.items()):
+            if self.explorer.exhausted:
+                return
             if address in self.tables:
                 continue
             table = resolve_jump(self.explorer, address, width)

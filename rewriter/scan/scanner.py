@@ -127,12 +127,11 @@ class _Scan:
             return RegionMap(region, data, followed, followed_width, "recursion")
         lengths = swept.lengths.copy()
         widths = (lengths > 0).astype(np.uint8) * np.uint8(self.image.bits)
-        self._merge_islands(region, lengths, widths, followed, followed_width)
+        self._merge_islands(lengths, widths, followed, followed_width)
         return RegionMap(region, data, lengths, widths, "sweep")
 
     def _merge_islands(
         self,
-        region: Region,
         lengths: NDArray[np.uint8],
         widths: NDArray[np.uint8],
         followed: NDArray[np.uint8],
@@ -144,7 +143,6 @@ class _Scan:
             lengths[offset : offset + length] = 0
             widths[offset : offset + length] = 0
             lengths[offset], widths[offset] = length, followed_width[offset]
-        del region
 
     def _replacement_lengths(self, region: Region) -> NDArray[np.uint8]:
         lengths = np.zeros(region.size, np.uint8)

@@ -1,4 +1,4 @@
-"""Self-patching tables: well-formed ones are understood, hostile ones cause nothing worse than being ignored."""
+"""Self-patching tables: well-formed ones are understood, hostile ones are ignored at worst."""
 
 from __future__ import annotations
 
