@@ -14,7 +14,7 @@ from rewriter.scan.codemap import FlowFacts, RegionMap
 from rewriter.scan.flow import sweep_flow
 from rewriter.scan.frames import function_frames
 from rewriter.scan.kernel_tables import KernelTables, patch_windows
-from rewriter.scan.pointers import absolute_pointers, relative_pointers
+from rewriter.scan.pointers import absolute_pointers, relative_pointers, relocation_addends
 from rewriter.scan.recursion import Recursion
 from rewriter.scan.space import Region, Space
 from rewriter.scan.sweeping import Sweep
@@ -62,6 +62,8 @@ def compute_flow(
     for table in recursion.tables.values():
         indirect.add_all(table.targets)
     indirect.add_all(entry.address for entry in image.entries)
+    indirect.add_all(address for address, _ in recursion.got_references())
+    indirect.add_all(relocation_addends(space))
     indirect.add_all(symbol.address for symbol in image.symbols if symbol.kind in ("function", "notype"))
     skip = [(t.address, t.address + t.size) for name in NOT_POINTERS if (t := image.table(name)) is not None]
     indirect.add(_outside(*absolute_pointers(space), skip))

@@ -100,7 +100,7 @@ class Recursion:
                 (pointer, width) for slot, width in slots.items() for pointer in self._pointer(slot, width)
             )
             self._guess(list(self.explorer.references.items()))
-            self._guess(self._got_references())
+            self._guess(self.got_references())
             if self.explorer.committed == before or self.explorer.exhausted:
                 return
 
@@ -117,7 +117,8 @@ class Recursion:
         target = self.space.resolve(int.from_bytes(data, "little"))
         return [] if target is None else [target]
 
-    def _got_references(self) -> list[tuple[int, int]]:
+    def got_references(self) -> list[tuple[int, int]]:
+        """Addresses that i386 code takes relative to its GOT, with the width of that code."""
         if not self.explorer.got_bases:
             return []
         got = self.explorer.got_bases.most_common(1)[0][0]
