@@ -17,7 +17,7 @@ SILENT_END = b"\xfa\xf4"  # cli, hlt
 
 def kernel(code: bytes) -> bytes:
     """A multiboot image whose first instructions are `code`."""
-    return elf(32, (Load(0x100000, 0x100000, code + bytes(16 - len(code)) + multiboot1_header()),))
+    return elf(32, (Load(0x100000, 0x100000, code + bytes(-len(code) % 4) + multiboot1_header()),))
 
 
 @pytest.fixture
