@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.backends import Capabilities
+from runtime.backends.xen.construction import hidden_frames
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.model import XenHypervisor, hidden_frames
+from runtime.backends.xen.model import XenHypervisor
 
 if TYPE_CHECKING:
     from runtime.machine import Machine

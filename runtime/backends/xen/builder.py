@@ -23,12 +23,6 @@ READ_ONLY_LEAF = PRESENT | USER | ACCESSED | DIRTY
 PAD = 512 << 10
 ROUND = 4 << 20
 SIF_MOD_START_PFN = 8
-LEGACY_KEYS = {
-    "VIRT_BASE": "virt_base",
-    "VIRT_ENTRY": "entry",
-    "HYPERCALL_PAGE": "hypercall_page",
-    "ELF_PADDR_OFFSET": "paddr_offset",
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +49,8 @@ class Plan:
     store_pfn: int = 0
     console_pfn: int = 0
     root_pfn: int = 0
-    page_tables: list[tuple[int, int]] = field(default_factory=list)
-    """(pfn, level) of every page table."""
+    page_tables: dict[tuple[int, int], int] = field(default_factory=dict)
+    """The frame of every page table, by level and first address."""
     stack_top: int = 0
 
 
@@ -151,11 +145,20 @@ def build(
     builder = _Builder(memory, image, p2m, width)
     plan, notes = builder.plan, builder.plan.notes
     builder.load_kernel()
-    initrd_pfn = builder.blob(request.initrd) if request.initrd else 0
     words = b"".join(mfn.to_bytes(builder.word, "little") for mfn in p2m)
-    p2m_pfn = builder.blob(words)
+    initrd_pfn = p2m_pfn = 0
+    if request.initrd and not notes.mod_start_pfn:
+        initrd_pfn = builder.blob(request.initrd)
+    if notes.init_p2m is None:
+        p2m_pfn = builder.blob(words)
     info_pfn, plan.store_pfn, plan.console_pfn = builder.pages(1), builder.pages(1), builder.pages(1)
-    _page_tables(builder, p2m_pfn, len(words))
+    end = _page_tables(builder, len(words))
+    builder.next_pfn = max(builder.next_pfn, end // PAGE_SIZE)
+    if request.initrd and notes.mod_start_pfn:
+        initrd_pfn = builder.blob(request.initrd)
+    if notes.init_p2m is not None:
+        p2m_pfn = builder.blob(words)
+        _map(builder, notes.init_p2m, p2m_pfn, _pages(len(words)))
     plan.start_info = builder.virtual(info_pfn)
     plan.entry = notes.entry
     values = {
@@ -172,7 +175,7 @@ def build(
         values["mod_len"] = len(request.initrd)
         values["flags"] = SIF_MOD_START_PFN if notes.mod_start_pfn else 0
     if notes.init_p2m is not None:
-        values["first_p2m_pfn"], values["nr_p2m_frames"] = p2m_pfn, -(-len(words) // PAGE_SIZE)
+        values["first_p2m_pfn"], values["nr_p2m_frames"] = p2m_pfn, _pages(len(words))
     layout = struct("start_info", width)
     info = layout.pack(**values)
     info[:32] = f"xen-3.0-x86_{'64' if width == 64 else '32p'}".encode().ljust(32, b"\0")
@@ -182,18 +185,24 @@ def build(
     return plan
 
 
-def _page_tables(builder: _Builder, p2m_pfn: int, p2m_bytes: int) -> None:
-    """Tables for [virt_base, end rounded to 4 MiB), mapped read-only in themselves, then the boot stack."""
+def _pages(size: int) -> int:
+    return -(-size // PAGE_SIZE)
+
+
+def _page_tables(builder: _Builder, p2m_bytes: int) -> int:
+    """Tables for [virt_base, end rounded to 4 MiB) and for a P2M list of its own place, then the boot stack.
+
+    The tables are mapped read-only in themselves. Returns the mapped size from virt_base in bytes.
+    """
     plan = builder.plan
     levels = 4 if builder.width == 64 else 3
-    ranges = [(0, 0)]
     count = 0
     while True:
         end = builder.next_pfn + count + 1
-        size = (end * PAGE_SIZE + PAD + ROUND - 1) & -ROUND
-        ranges = [(builder.virtual(0), min(size, len(plan.p2m) * PAGE_SIZE))]
+        size = min((end * PAGE_SIZE + PAD + ROUND - 1) & -ROUND, len(plan.p2m) * PAGE_SIZE)
+        ranges = [(builder.virtual(0), size)]
         if plan.notes.init_p2m is not None:
-            ranges.append((plan.notes.init_p2m, -(-p2m_bytes // PAGE_SIZE) * PAGE_SIZE))
+            ranges.append((plan.notes.init_p2m, _pages(p2m_bytes) * PAGE_SIZE))
         needed = _tables_needed(ranges, levels)
         if len(needed) == count:
             break
@@ -201,29 +210,30 @@ def _page_tables(builder: _Builder, p2m_pfn: int, p2m_bytes: int) -> None:
     first = builder.pages(count)
     stack = builder.pages(1)
     plan.stack_top = builder.virtual(stack) + PAGE_SIZE
-    places = {key: first + index for index, key in enumerate(needed)}
-    plan.root_pfn = places[levels, 0]
-    plan.page_tables = [(pfn, level) for (level, _), pfn in places.items()]
-    tables = set(places.values())
-    for (level, base), pfn in places.items():
+    plan.page_tables = {key: first + index for index, key in enumerate(needed)}
+    plan.root_pfn = plan.page_tables[levels, 0]
+    for (level, base), pfn in plan.page_tables.items():
         entries = builder.memory.entries(plan.p2m[pfn])
         entries[:] = 0
-        if level == 1:
-            continue
-        for (below, start), child in places.items():
+        for (below, start), child in plan.page_tables.items() if level > 1 else ():
             if below == level - 1 and (
                 level == levels or start >> SHIFT[level + 1] == base >> SHIFT[level + 1]
             ):
-                index = start >> SHIFT[level] & 511
                 flags = PRESENT if builder.width == 32 and level == 3 else LEAF
-                entries[index] = plan.p2m[child] << 12 | flags
-    for number, (start, size) in enumerate(ranges):
-        for offset in range(0, size, PAGE_SIZE):
-            address = start + offset
-            pfn = offset // PAGE_SIZE + (p2m_pfn if number else 0)
-            table = builder.memory.entries(plan.p2m[places[1, address >> SHIFT[2] << SHIFT[2]]])
-            read_only = pfn in tables
-            table[address >> 12 & 511] = plan.p2m[pfn] << 12 | (READ_ONLY_LEAF if read_only else LEAF)
+                entries[start >> SHIFT[level] & 511] = plan.p2m[child] << 12 | flags
+    _map(builder, builder.virtual(0), 0, size // PAGE_SIZE)
+    return size
+
+
+def _map(builder: _Builder, virtual: int, first_pfn: int, count: int) -> None:
+    """Leaf entries for frames in a row; page tables are mapped read-only."""
+    plan = builder.plan
+    tables = set(plan.page_tables.values())
+    for pfn in range(first_pfn, first_pfn + count):
+        address = virtual + (pfn - first_pfn) * PAGE_SIZE
+        table = builder.memory.entries(plan.p2m[plan.page_tables[1, address >> SHIFT[2] << SHIFT[2]]])
+        flags = READ_ONLY_LEAF if pfn in tables else LEAF
+        table[address >> SHIFT[1] & 511] = plan.p2m[pfn] << 12 | flags
 
 
 def _tables_needed(ranges: list[tuple[int, int]], levels: int) -> list[tuple[int, int]]:

@@ -16,14 +16,16 @@ IN_CONS, IN_PROD, OUT_CONS, OUT_PROD = 3072, 3076, 3080, 3084
 class ConsoleRing:
     """The back end: takes what the guest prints, gives what a person types."""
 
-    def __init__(
-        self, memory: PhysicalMemory, ring: int, sink: Callable[[bytes], None], notify: Callable[[], None]
-    ) -> None:
+    def __init__(self, memory: PhysicalMemory, sink: Callable[[bytes], None]) -> None:
         self.memory = memory
-        self.ring = ring
+        self.ring = 0
         self.sink = sink
-        self.notify = notify
+        self.notify: Callable[[], None] = lambda: None
         self._typed = bytearray()
+
+    def connect(self, ring: int, notify: Callable[[], None]) -> None:
+        """The ring page's machine address, and what tells the guest that it changed."""
+        self.ring, self.notify = ring, notify
 
     def _index(self, at: int) -> int:
         return int.from_bytes(self.memory.load(self.ring + at, 4), "little")

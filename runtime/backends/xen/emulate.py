@@ -1,9 +1,10 @@
-"""Instructions that Xen carries out for a paravirtual kernel when they fault as pv/emul-priv-op.c
-and pv/ro-page-fault.c of xen/arch/x86 do: privileged ones, and writes to read-only page tables."""
+"""Privileged instructions that Xen carries out for a paravirtual guest when they fault
+(xen/arch/x86/pv/emul-priv-op.c)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from iced_x86 import Instruction, Mnemonic, Register
 
@@ -12,73 +13,106 @@ from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.hypercalls import call
 from runtime.backends.xen.hypercalls.cpu import get_debugreg, set_debugreg
 from runtime.backends.xen.hypercalls.tables import canonical
-from runtime.backends.xen.layout import PAGE_SIZE, numbers
+from runtime.backends.xen.layout import PAGE_SIZE, interface, numbers
 from runtime.backends.xen.operands import Operands, decode_at
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 
-__all__ = ["FORCED_EMULATION", "MSR_HYPERCALL_PAGE", "Emulator"]
+__all__ = ["FORCED_EMULATION", "MSR_HYPERCALL_PAGE", "Emulator", "Ports"]
 
 FORCED_EMULATION = b"\x0f\x0bxen"
 """Prefix by which a guest asks for the emulated CPUID: UD2 and the letters of Xen."""
 MSR_HYPERCALL_PAGE = 0x40000000
-MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE, MSR_EFER = 0xC0000100, 0xC0000101, 0xC0000102, 0xC0000080
-MSR_APIC_BASE, MSR_MISC_ENABLE, MSR_PAT = 0x1B, 0x1A0, 0x277
-READABLE = {MSR_EFER: 0xD01, MSR_APIC_BASE: 0xFEE00800, MSR_MISC_ENABLE: 1, MSR_PAT: 0x0000050100070406}
-"""MSRs with a fixed value for the guest; EFER has SCE, LME, LMA and NXE."""
+MSR_TSC = 0x10
+MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
+SEGMENT_BASE_OF = {MSR_FS_BASE: 0, MSR_GS_BASE: 2, MSR_KERNEL_GS_BASE: 1}
+MSR_VALUES = {int(index, 0): value for index, value in interface()["msr_value"].items()}
+MSR_IGNORED = {int(index, 0) for index in interface()["msr_ignored"]}
 CR0_TS = 8
+CR4_CHANGEABLE = 1 << 3
+"""DE; the other bits are Xen's."""
 ARCHITECTURAL_IOPL = 1 << 4
+TIMER_PORTS = frozenset({0x42, 0x43, 0x61})
+"""The ports of the 8254 and the speaker, by which kernels calibrate the TSC: Xen emulates them."""
+SET_SEGMENT_BASE = numbers("hypercall")["set_segment_base"]
+
+
+class Ports(Protocol):
+    """The machine's port space, for the few ports that a domain reaches."""
+
+    def port_in(self, port: int, size: int) -> int: ...
+    def port_out(self, port: int, size: int, value: int) -> None: ...
 
 
 class Emulator:
-    """Carries out what a guest kernel may do only with Xen's help, counting each by mnemonic."""
+    """Carries out what a guest may do only with Xen's help, counting each by mnemonic."""
 
-    def __init__(self, domain: Domain, cpu: VCpu) -> None:
+    def __init__(
+        self, domain: Domain, cpu: VCpu, ports: Ports, write_hypercall_page: Callable[[int], bool]
+    ) -> None:
         self.domain = domain
         self.cpu = cpu
+        self.ports = ports
+        self.write_hypercall_page = write_hypercall_page
         self.linear = LinearMemory(cpu)
         self.counts: dict[str, int] = {}
-        self.write_hypercall_page: Callable[[int], None] = lambda _address: None
 
-    # -- privileged instructions ---------------------------------------------------------------
-
-    def privileged(self) -> bool:
-        """#GP(0) in the guest's kernel: True if the instruction was one that Xen emulates."""
+    def privileged(self, in_kernel: bool) -> bool:
+        """#GP(0): True if the instruction was one that Xen emulates; user mode gets only what IOPL gives."""
         instruction = decode_at(self.cpu, self.linear)
         if instruction is None:
             return False
-        work = _PRIVILEGED.get(instruction.mnemonic)
-        if work is None or not work(self, instruction):
+        mnemonic = instruction.mnemonic
+        if mnemonic in _BY_IOPL:
+            allowed, work = self._iopl_ok(in_kernel), _BY_IOPL[mnemonic]
+        elif mnemonic in _KERNEL_ONLY:
+            allowed, work = in_kernel, _KERNEL_ONLY[mnemonic]
+        else:
             return False
-        name = MNEMONICS[instruction.mnemonic]
+        if not allowed or not work(self, instruction):
+            return False
+        name = MNEMONICS[mnemonic]
         self.counts[name] = self.counts.get(name, 0) + 1
         Operands(self.cpu, instruction).skip()
         return True
 
-    def _iopl_ok(self) -> bool:
-        level = 0 if self.domain.vm_assist & ARCHITECTURAL_IOPL else 1
+    def _iopl_ok(self, in_kernel: bool) -> bool:
+        level = 3
+        if in_kernel:
+            level = 0 if self.domain.vm_assist & ARCHITECTURAL_IOPL else 1
         return level <= self.domain.iopl
 
-    def _flag(self, _instruction: Instruction) -> bool:
-        """CLI and STI: allowed by IOPL they are skipped; the event mask does not change."""
-        return self._iopl_ok()
+    def _nothing(self, _instruction: Instruction) -> bool:
+        """CLI and STI are skipped, since the event mask is elsewhere; WBINVD of a domain without devices."""
+        return True
+
+    # -- ports ---------------------------------------------------------------------------------
+
+    def _port_of(self, operands: Operands, index: int) -> int:
+        return operands.value(index) & 0xFFFF
 
     def _port_in(self, instruction: Instruction) -> bool:
         """IN from a port that the domain does not own reads as all ones."""
-        if not self._iopl_ok():
-            return False
         operands = Operands(self.cpu, instruction)
         register = instruction.op0_register
-        operands.set_register(register, (1 << 8 * _ACCUMULATOR_BYTES[register]) - 1)
+        size = _ACCUMULATOR_BYTES[register]
+        port = self._port_of(operands, 1)
+        value = (1 << 8 * size) - 1
+        if port in TIMER_PORTS:
+            value = self.ports.port_in(port, size)
+        operands.set_register(register, value)
         return True
 
-    def _port_out(self, _instruction: Instruction) -> bool:
-        return self._iopl_ok()
-
-    def _nothing(self, _instruction: Instruction) -> bool:
-        """WBINVD of a domain without devices."""
+    def _port_out(self, instruction: Instruction) -> bool:
+        operands = Operands(self.cpu, instruction)
+        register = instruction.op1_register
+        port = self._port_of(operands, 0)
+        if port in TIMER_PORTS:
+            self.ports.port_out(port, _ACCUMULATOR_BYTES[register], operands.register(register))
         return True
+
+    # -- control and debug registers -------------------------------------------------------------
 
     def _clts(self, _instruction: Instruction) -> bool:
         self.domain.cpu.set_task_switched(False)
@@ -96,38 +130,38 @@ class Emulator:
         return False
 
     def _control(self, operands: Operands, number: int, general: int, read: bool) -> bool:
-        domain, state = self.domain, self.cpu.state
-        if read:
-            if number not in (0, 2, 3, 4):
-                return False
-            value = {
-                0: domain.virtual_cr0 & ~CR0_TS | (CR0_TS if state.cr[0] & CR0_TS else 0),
-                2: self._guest_cr2(),
-                3: domain.kernel_root << 12 if domain.width == 64 else self._cr3_32(domain.kernel_root),
-                4: domain.virtual_cr4,
-            }[number]
-            operands.set_register(general, value)
-            return True
-        value = operands.register(general)
+        domain = self.domain
+        if not read:
+            return self._write_control(number, operands.register(general))
+        if number not in (0, 2, 3, 4):
+            return False
+        wide = domain.width == 64
+        task_switched = int(self.cpu.state.cr[0]) & CR0_TS
+        value = {
+            0: domain.virtual_cr0 & ~CR0_TS | task_switched,
+            2: domain.cr2,
+            3: domain.kernel_root << 12 if wide else _compat_cr3(domain.kernel_root),
+            4: domain.virtual_cr4,
+        }[number]
+        operands.set_register(general, value)
+        return True
+
+    def _write_control(self, number: int, value: int) -> bool:
+        domain = self.domain
         if number == 0:
             if (value ^ domain.virtual_cr0) & ~CR0_TS & 0xFFFFFFFF:
                 return False
             domain.cpu.set_task_switched(bool(value & CR0_TS))
             return True
         if number == 2:
-            domain.set_cr2(value)
+            domain.cr2 = value
             return True
         if number == 3:
             return self._set_root(value)
-        return number == 4
-
-    def _cr3_32(self, mfn: int) -> int:
-        return (mfn << 12 | mfn >> 20) & 0xFFFFFFFF
-
-    def _guest_cr2(self) -> int:
-        size = self.domain.width // 8
-        at = self.domain.vcpu_info + (0x10 if self.domain.width == 64 else 8)
-        return int.from_bytes(self.domain.memory.load(at, size), "little")
+        if number == 4:
+            domain.virtual_cr4 = domain.virtual_cr4 & ~CR4_CHANGEABLE | value & CR4_CHANGEABLE
+            return True
+        return False
 
     def _set_root(self, value: int) -> bool:
         domain = self.domain
@@ -137,8 +171,10 @@ class Emulator:
             return True
         try:
             domain.tables.get_root(mfn)
-        except XenError:
+        except XenError as error:
+            domain.log(str(error))
             return False
+        domain.drop_ldt()
         old, domain.kernel_root = domain.kernel_root, mfn
         domain.cpu.set_page_table(mfn * PAGE_SIZE)
         domain.tables.put_type(old)
@@ -150,43 +186,48 @@ class Emulator:
                 operands.set_register(general, get_debugreg(self.domain, (number,)))
             else:
                 set_debugreg(self.domain, (number, operands.register(general)))
-        except XenError:
+        except XenError as error:
+            self.domain.log(str(error))
             return False
         return True
 
-    def _set_edx_eax(self, value: int) -> None:
-        self.cpu.state.gpr[fl.RAX] = value & 0xFFFFFFFF
-        self.cpu.state.gpr[fl.RDX] = value >> 32 & 0xFFFFFFFF
+    # -- model-specific registers ----------------------------------------------------------------
 
     def _read_msr(self, _instruction: Instruction) -> bool:
-        index = int(self.cpu.state.gpr[fl.RCX]) & 0xFFFFFFFF
-        bases = {
-            MSR_FS_BASE: self.cpu.state.segments[fl.FS].base,
-            MSR_GS_BASE: self.cpu.state.segments[fl.GS].base,
-            MSR_KERNEL_GS_BASE: self.domain.gs_user,
-        }
-        if self.domain.width == 64 and index in bases:
-            self._set_edx_eax(int(bases[index]))
-            return True
-        if index not in READABLE:
+        state = self.cpu.state
+        index = int(state.gpr[fl.RCX]) & 0xFFFFFFFF
+        if index in SEGMENT_BASE_OF and self.domain.width == 64:
+            value = {
+                MSR_FS_BASE: int(state.segments[fl.FS].base),
+                MSR_GS_BASE: int(state.segments[fl.GS].base),
+                MSR_KERNEL_GS_BASE: self.domain.gs_user,
+            }[index]
+        elif index == MSR_TSC:
+            timers = self.domain.timers
+            value = timers.now_ns * timers.tsc_hz // 1_000_000_000
+        elif index in MSR_VALUES:
+            value = MSR_VALUES[index]
+        else:
             return False
-        self._set_edx_eax(READABLE[index])
+        state.gpr[fl.RAX], state.gpr[fl.RDX] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
         return True
 
     def _write_msr(self, _instruction: Instruction) -> bool:
         gpr = self.cpu.state.gpr
         index = int(gpr[fl.RCX]) & 0xFFFFFFFF
         value = int(gpr[fl.RAX]) & 0xFFFFFFFF | (int(gpr[fl.RDX]) & 0xFFFFFFFF) << 32
-        segment = {MSR_FS_BASE: 0, MSR_GS_BASE: 2, MSR_KERNEL_GS_BASE: 1}.get(index)
-        if self.domain.width == 64 and segment is not None:
-            return (
-                canonical(value)
-                and call(self.domain, numbers("hypercall")["set_segment_base"], (segment, value)) == 0
+        if index in SEGMENT_BASE_OF and self.domain.width == 64:
+            return canonical(value) and not call(
+                self.domain, SET_SEGMENT_BASE, (SEGMENT_BASE_OF[index], value)
             )
         if index == MSR_HYPERCALL_PAGE:
-            self.write_hypercall_page(value)
-            return True
-        return index in READABLE
+            return not value & (PAGE_SIZE - 1) and self.write_hypercall_page(value // PAGE_SIZE)
+        return index in MSR_IGNORED
+
+
+def _compat_cr3(mfn: int) -> int:
+    """CR3 of a pv32 guest: the upper bits of a frame number above 4 GiB wrap around to the lower."""
+    return (mfn << 12 | mfn >> 20) & 0xFFFFFFFF
 
 
 MNEMONICS = {
@@ -195,13 +236,13 @@ MNEMONICS = {
     if isinstance(value, int) and not name.startswith("_")
 }
 _ACCUMULATOR_BYTES = {Register.AL: 1, Register.AX: 2, Register.EAX: 4}
-
-
-_PRIVILEGED: dict[int, Callable[[Emulator, Instruction], bool]] = {
-    Mnemonic.CLI: Emulator._flag,
-    Mnemonic.STI: Emulator._flag,
+_BY_IOPL: dict[int, Callable[[Emulator, Instruction], bool]] = {
+    Mnemonic.CLI: Emulator._nothing,
+    Mnemonic.STI: Emulator._nothing,
     Mnemonic.IN: Emulator._port_in,
     Mnemonic.OUT: Emulator._port_out,
+}
+_KERNEL_ONLY: dict[int, Callable[[Emulator, Instruction], bool]] = {
     Mnemonic.WBINVD: Emulator._nothing,
     Mnemonic.CLTS: Emulator._clts,
     Mnemonic.MOV: Emulator._move,

@@ -7,6 +7,7 @@ is why a frame in use as a page table can be mapped read-only, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol
 
@@ -64,8 +65,13 @@ class FrameTable:
         self.type_count = np.zeros(frames, np.int64)
         self.references = np.zeros(frames, np.int64)
         self.pinned = np.zeros(frames, np.uint8)
+        self.validated = np.zeros(frames, np.uint8)
+        self.with_hole = np.zeros(frames, np.uint8)
+        self.linear = np.zeros(frames, np.int32)
+        """Linear mappings in this table (positive), or of it (negative)."""
         self.released = np.zeros(frames, np.uint8)
         self._free: list[int] = []
+        self.on_free: Callable[[int], None] = lambda _mfn: None
 
     # -- ownership ---------------------------------------------------------------------------
 
@@ -73,8 +79,8 @@ class FrameTable:
         """Make `owner` hold the frame, with the one reference that allocation itself is."""
         self.owner[mfn] = owner
         self.references[mfn] = 1
-        self.kind[mfn] = PageType.NONE
-        self.type_count[mfn] = 0
+        self.clear_type(mfn)
+        self.linear[mfn] = 0
         self.pinned[mfn] = 0
         self.released[mfn] = 0
 
@@ -91,14 +97,23 @@ class FrameTable:
         """Frames left in the heap."""
         return len(self._free)
 
-    def allocate(self, owner: int) -> int:
-        """A zeroed frame out of the heap. Raises XenError(ENOMEM)."""
-        if not self._free:
-            raise XenError(ERRNO.ENOMEM, "no machine frame left")
-        mfn = self._free.pop()
-        self.give(mfn, owner)
-        self.memory.store(mfn * PAGE_SIZE, bytes(PAGE_SIZE))
-        return mfn
+    def allocate(self, owner: int, order: int = 0) -> int:
+        """2**order zeroed frames in a row out of the heap, aligned to their size. Raises XenError(ENOMEM)."""
+        mfns = [self._free.pop()] if order == 0 and self._free else self._contiguous(order)
+        for mfn in mfns:
+            self.give(mfn, owner)
+            self.memory.store(mfn * PAGE_SIZE, bytes(PAGE_SIZE))
+        return mfns[0]
+
+    def _contiguous(self, order: int) -> list[int]:
+        size = 1 << order
+        free = set(self._free)
+        for first in sorted(free):
+            run = range(first, first + size)
+            if first % size == 0 and free.issuperset(run):
+                self._free = [mfn for mfn in self._free if mfn not in run]
+                return list(run)
+        raise XenError(ERRNO.ENOMEM, f"no {size} machine frames left in a row")
 
     def valid(self, mfn: int) -> bool:
         """Does machine memory have this frame at all?"""
@@ -130,8 +145,29 @@ class FrameTable:
         self.references[mfn] -= 1
         if self.references[mfn] == 0:
             self.owner[mfn] = FREE
-            self.kind[mfn] = PageType.NONE
+            self.clear_type(mfn)
             self._free.append(mfn)
+            self.on_free(mfn)
+
+    def is_shared(self, mfn: int) -> bool:
+        """Is this one of Xen's own frames that the domain may map (shared_info, grant frames)?"""
+        return bool(self.owner[mfn] == XEN and self.kind[mfn] == PageType.WRITABLE)
+
+    # -- types -------------------------------------------------------------------------------
+
+    def set_type(self, mfn: int, kind: PageType, with_hole: bool = False) -> None:
+        """Give an unused frame a type, held once and not validated yet."""
+        self.kind[mfn] = kind
+        self.with_hole[mfn] = with_hole
+        self.type_count[mfn] = 1
+        self.validated[mfn] = 0
+
+    def clear_type(self, mfn: int) -> None:
+        """No type reference is left."""
+        self.kind[mfn] = PageType.NONE
+        self.with_hole[mfn] = 0
+        self.type_count[mfn] = 0
+        self.validated[mfn] = 0
 
     # -- the writable type, which needs no validation ------------------------------------------
 
@@ -149,3 +185,5 @@ class FrameTable:
     def put_writable(self, mfn: int) -> None:
         """Drop a writable-type reference."""
         self.type_count[mfn] -= 1
+        if self.type_count[mfn] == 0:
+            self.clear_type(mfn)

@@ -1,7 +1,7 @@
-"""Xen as one running domain sees it: builds the domain, takes its traps and hypercalls, delivers its events.
+"""Xen as one running domain sees it: takes its traps and hypercalls, delivers its events.
 
-The pieces live beside this file (frames and paging, hypercalls, traps, events, timers, emulation); here they
-are put together and tied to the machine's hooks. Nothing here knows of the unified ABI.
+The pieces live beside this file (construction, frames and paging, hypercalls, traps, events, timers,
+emulation); here they are tied to the machine's hooks. Nothing here knows of the unified ABI.
 """
 
 from __future__ import annotations
@@ -10,59 +10,40 @@ from collections.abc import Callable, Sequence
 
 from pvpatch.abi.errors import ImageError
 from runtime.backends import Hypervisor
-from runtime.backends.xen.builder import Plan, build
-from runtime.backends.xen.console import ConsoleRing
+from runtime.backends.xen.construction import Construction, Wiring
 from runtime.backends.xen.cpuid import pv_cpuid
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Domain
 from runtime.backends.xen.emulate import FORCED_EMULATION, Emulator
-from runtime.backends.xen.events import Channel, EventChannels
-from runtime.backends.xen.frames import DOMAIN, XEN, FrameTable, PageType
-from runtime.backends.xen.grants import GrantTable
-from runtime.backends.xen.guestspace import GuestSpace
-from runtime.backends.xen.hypercalls import call
+from runtime.backends.xen.frames import PageType
+from runtime.backends.xen.hypercalls import Continue, call
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, names, numbers
-from runtime.backends.xen.machine_memory import GDT_PAGES, MachineMemory, build_hole
+from runtime.backends.xen.machine_memory import GDT_PAGES, LDT_PAGES, TABLE
 from runtime.backends.xen.page_writes import PageTableWrites
-from runtime.backends.xen.paging import HoleEntries, PageTables
-from runtime.backends.xen.store import Store
-from runtime.backends.xen.timers import Timers
-from runtime.backends.xen.traps import FLAT, DomainCrashError, Traps
+from runtime.backends.xen.selectors import FLAT
+from runtime.backends.xen.traps import DomainCrashError, Traps
 from runtime.boot.model import BootKind, EntryState, FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
+from runtime.cpu.segments import load_cache, update_modes
+from runtime.outcome import Outcome
 
-__all__ = ["HEAP_FRAMES", "XenHypervisor", "hidden_frames"]
+__all__ = ["XenHypervisor"]
 
-HEAP_FRAMES = 1024
-DOMID = 1
-TSC_HZ = 2_000_000_000
 HYPERCALLS = names("hypercall")
 IRET = numbers("hypercall")["iret"]
 PV32_VECTOR = 0x82
-ENTRY_CR0 = 0x8005003B
-ENTRY_CR4 = 0x6A0
+ENTRY_CR0, ENTRY_CR4 = 0x8005003B, 0x6A0
 HYPERCALL_COST_NS = 500
+WORK_COST_NS = 100
+"""Virtual time of one element of a hypercall's list."""
 TRAP_COST_NS = 2000
 """Virtual time of an instruction that traps and is emulated."""
-SYSCALL_LENGTH = 2
-XEN_GDT = {
-    64: {0xE020: 0x00CFFB000000FFFF, 0xE028: 0x00CFF3000000FFFF, 0xE030: 0x00AFFB000000FFFF},
-    32: {
-        0xE018: 0x00CFBB000000FFFF,
-        0xE020: 0x00CFB3000000FFFF,
-        0xE028: 0x00CFFB000000FFFF,
-        0xE030: 0x00CFF3000000FFFF,
-    },
-}
-"""The flat segments in Xen's part of the GDT (include/public/arch-x86/xen-x86_{32,64}.h)."""
-
-
-def hidden_frames(ram_frames: int) -> tuple[int, int]:
-    """(frames of the M2P table, all hidden frames) for a machine with that much RAM."""
-    m2p = -(-(ram_frames + HEAP_FRAMES + 8192) * 8 // PAGE_SIZE)
-    tables = 16 + -(-m2p // 512)
-    return m2p, m2p + tables + HEAP_FRAMES
+FAST_CALL_LENGTH = INT_LENGTH = 2
+PAGE_ENTRY = 0x63
+WRITABLE_PAGETABLES = 1 << 2
+UPCALL_MASK_WORD = 0x100
+"""upcall_mask is the second byte of vcpu_info."""
 
 
 class _DomainCpu:
@@ -73,6 +54,11 @@ class _DomainCpu:
         self._cpu = model.machine.cpu
 
     def set_page_table(self, root: int) -> None:
+        """pv32 runs in compatibility mode: its L3 goes into the first slot of an L4 of Xen's own."""
+        hole, memory = self._model.parts.hole, self._model.parts.memory
+        if hole.monitor:
+            memory.entries(hole.monitor)[0] = root | TABLE
+            root = hole.monitor * PAGE_SIZE
         self._cpu.write_control(3, root)
 
     def flush(self, address: int | None = None) -> None:
@@ -92,214 +78,96 @@ class _DomainCpu:
 class XenHypervisor(Hypervisor):
     """One domain on one CPU."""
 
+    parts: Construction
     domain: Domain
     traps: Traps
     emulator: Emulator
     page_writes: PageTableWrites
-    store: Store
-    ring: ConsoleRing
+    width: int
+    _last_spurious = (0, -1)
 
     def load(self) -> EntryState:
         """Build the domain from an image with Xen's notes. Raises ImageError for any other image."""
-        image = self.machine.image
-        if BootKind.XEN_PV not in image.entries and image.kind is not BootKind.XEN_PV:
-            raise ImageError(
-                f"{image.name} is no Xen PV kernel", "native guests on xen need this backend's slot code"
-            )
-        self.width = image.width
-        self._lay_out()
-        plan = self._build_domain()
-        return self._entry_state(plan)
-
-    # -- building ------------------------------------------------------------------------------
-
-    def _lay_out(self) -> None:
-        """Machine memory: the domain's frames first, in an order of Xen's own, then Xen's."""
         machine = self.machine
-        self.memory = MachineMemory(machine.memory.whole)
-        self.ram_frames = machine.memory.size // PAGE_SIZE
-        m2p_frames, _ = hidden_frames(self.ram_frames)
-        m2p = self.ram_frames
-        self.hole = build_hole(self.memory, self.width, m2p + m2p_frames, m2p, m2p_frames)
-        heap = m2p + m2p_frames + 16 + -(-m2p_frames // 512)
-        self.frames = FrameTable(self.memory, self.memory.frames)
-        self.frames.owner[m2p:heap] = XEN
-        self.frames.stock(list(range(self.memory.frames - 1, heap - 1, -1)))
-        self.gdt_frame = self.frames.allocate(XEN)
-        self.shared_info = self.frames.allocate(XEN) * PAGE_SIZE
-        self.frames.share(self.shared_info // PAGE_SIZE)
-        for selector, descriptor in XEN_GDT[self.width].items():
-            offset = selector - FIRST_RESERVED_GDT_PAGE * PAGE_SIZE
-            self.memory.store(self.gdt_frame * PAGE_SIZE + offset, descriptor.to_bytes(8, "little"))
+        if BootKind.XEN_PV not in machine.image.entries:
+            raise ImageError(
+                f"{machine.image.name} is no Xen PV kernel",
+                "a native kernel starts on Xen when it is patched and this backend has slot code for it",
+            )
+        self.width = machine.image.width
+        self.parts = Construction(machine, self.width, Wiring(_DomainCpu(self), self._event_pending))
+        self.domain = domain = self.parts.domain
+        self.traps = Traps(domain, machine.cpu)
+        self.emulator = Emulator(domain, machine.cpu, machine, self.parts.write_hypercall_page)
+        self.page_writes = PageTableWrites(domain, machine.cpu)
+        domain.timers.fired = domain.timer_fired
+        domain.timers.watchdog_barked = lambda: machine.crash("the guest's watchdog timed out")
+        return self._entry_state()
 
-    def _build_domain(self) -> Plan:
-        machine, memory, frames, width = self.machine, self.memory, self.frames, self.width
-        tables = PageTables(frames, width, HoleEntries(self.hole.slot, self.hole.values))
-        extent = (self.hole.first, self.hole.last)
-        space = GuestSpace(memory, tables, lambda: self._root(), extent)
-        self.domain = domain = Domain(
-            width=width,
-            domid=DOMID,
-            memory=memory,
-            frames=frames,
-            tables=tables,
-            space=space,
-            events=EventChannels(memory, self.shared_info, width, DOMID),
-            grants=GrantTable(frames),
-            timers=Timers(machine.clock, memory, TSC_HZ),
-            cpu=_DomainCpu(self),
-            shared_info=self.shared_info,
-            hole=extent,
-            m2p=self.hole.m2p,
-            max_pages=self.ram_frames,
-            log=lambda text: self.machine.trace("xen", text=text),
-        )
-        p2m = list(range(self.ram_frames - 1, -1, -1))
-        for mfn in p2m:
-            frames.give(mfn, DOMAIN)
-        for pfn, mfn in enumerate(p2m):
-            domain.set_pfn_of(mfn, pfn)
-        fixed = {
-            "shared_info": self.shared_info,
-            "store_evtchn": domain.events.allocate(
-                Channel("interdomain", listener=lambda: self.store.serve())
-            ),
-            "console_evtchn": domain.events.allocate(
-                Channel("interdomain", listener=lambda: self.ring.serve())
-            ),
-        }
-        plan = build(memory, machine.image, machine.config.request, p2m, width, fixed)
-        self._connect(plan, fixed["store_evtchn"], fixed["console_evtchn"])
-        self._finish(plan)
-        return plan
-
-    def _connect(self, plan: Plan, store_port: int, console_port: int) -> None:
-        domain, p2m = self.domain, plan.p2m
-        self.store = Store(
-            self.memory, p2m[plan.store_pfn] * PAGE_SIZE, DOMID, lambda: self._notify(store_port)
-        )
-        home = self.store.home
-        for path, value in (
-            ("domid", str(DOMID)),
-            ("name", "guest"),
-            ("vm", "/vm/guest"),
-            ("memory/target", str(len(p2m) * 4)),
-            ("memory/static-max", str(len(p2m) * 4)),
-            ("cpu/0/availability", "online"),
-            ("console/type", "xenconsoled"),
-            ("console/ring-ref", str(p2m[plan.console_pfn])),
-            ("console/port", str(console_port)),
-            ("control/platform-feature-multiprocessor-suspend", "1"),
-            ("device", ""),
-            ("data", ""),
-        ):
-            self.store.set(f"{home}/{path}", value.encode())
-        self.ring = ConsoleRing(
-            self.memory,
-            p2m[plan.console_pfn] * PAGE_SIZE,
-            self.machine.console.write,
-            lambda: self._notify(console_port),
-        )
-        domain.timers.fired = self._timer_fired
-
-    def _finish(self, plan: Plan) -> None:
-        """What the builder asks of Xen at the end: validate and pin the tables, fill the pages Xen fills."""
-        domain = self.domain
-        root = plan.p2m[plan.root_pfn]
-        domain.tables.pin(root, domain.tables.top_level)
-        domain.tables.get_root(root)
-        domain.kernel_root = root
-        domain.kernel_sp, domain.kernel_ss = plan.stack_top, FLAT[self.width]["kernel_ss"]
-        self.traps = Traps(domain, self.machine.cpu)
-        self.emulator = Emulator(domain, self.machine.cpu)
-        self.page_writes = PageTableWrites(domain, self.machine.cpu)
-        self.emulator.write_hypercall_page = lambda gpa: self._hypercall_page_at(plan.p2m, gpa)
-        page = plan.notes.hypercall_page
-        if page is not None:
-            self._hypercall_page_at(plan.p2m, (page - plan.notes.virt_base) & ((1 << self.width) - 1))
-        domain.upcall_mask = True
-        domain.timers.publish(domain.vcpu_info + 0x20, self.machine.clock.now_ns * TSC_HZ // 10**9)
-        self.memory.store(
-            self.shared_info + (0x900 if self.width == 32 else 0xC00), (2).to_bytes(4, "little")
-        )
-
-    def _hypercall_page_at(self, p2m: Sequence[int], gpa: int) -> None:
-        """Write the 128 stubs at a pseudo-physical address; one outside the domain is ignored."""
-        pfn = gpa // PAGE_SIZE
-        if 0 <= pfn < len(p2m):
-            self.memory.store(p2m[pfn] * PAGE_SIZE, hypercall_page(self.width))
-
-    def _entry_state(self, plan: Plan) -> EntryState:
-        flat = FLAT[self.width]
-        long_mode = self.width == 64
+    def _entry_state(self) -> EntryState:
+        """The state of xg_dom_x86.c; pv32 is put right in `entered`, since its code segment is 32-bit."""
+        plan, hole, flat = self.parts.plan, self.parts.hole, FLAT[self.width]
+        root = hole.monitor or plan.p2m[plan.root_pfn]
         return EntryState(
             rip=plan.entry,
-            long_mode=long_mode,
+            long_mode=True,
             registers={"rsi": plan.start_info, "rsp": plan.stack_top},
             rflags=fl.IF | 2,
             cr0=ENTRY_CR0,
-            cr3=plan.p2m[plan.root_pfn] * PAGE_SIZE,
+            cr3=root * PAGE_SIZE,
             cr4=ENTRY_CR4,
-            gdt=(self.hole.gdt, GDT_PAGES * PAGE_SIZE - 1),
-            code=FlatSegment(flat["kernel_cs"], attributes=0x00A0FB00 if long_mode else 0x00C0BB00),
-            data=FlatSegment(flat["kernel_ss"], attributes=0x00C0F300 if long_mode else 0x00C0B300),
+            gdt=(hole.gdt, GDT_PAGES * PAGE_SIZE - 1),
+            code=FlatSegment(flat["kernel_cs"], attributes=0x00A0FB00),
+            data=FlatSegment(flat["kernel_ss"], attributes=0x00C0F300),
         )
 
     def entered(self) -> None:
-        """NX for the guest's tables, the GDT's pages, and the word that says whether events may come."""
-        state = self.machine.cpu.state
-        state.efer |= fl.EFER_NXE | (fl.EFER_SCE if self.width == 64 else 0)
+        """NX and SYSCALL, segments, the GDT's pages, and the word that says whether events may come."""
+        cpu, flat = self.machine.cpu, FLAT[self.width]
+        cpu.state.efer |= fl.EFER_NXE | fl.EFER_SCE
+        cpu.state.tr.selector = cpu.state.tr.limit = cpu.state.tr.flags = 0
         if self.width == 64:
             for index in (fl.DS, fl.ES, fl.FS, fl.GS):
-                segment = state.segments[index]
-                segment.selector = 0
+                cpu.state.segments[index].selector = 0
+        else:
+            load_cache(cpu, fl.CS, flat["kernel_cs"], 0, 0xFFFFFFFF, 0x00C0BB00)
+            for index in (fl.SS, fl.DS, fl.ES, fl.FS, fl.GS):
+                load_cache(cpu, index, flat["kernel_ss"], 0, 0xFFFFFFFF, 0x00C0B300)
+            update_modes(cpu, 1)
+        self.domain.cpu.set_page_table(self.domain.kernel_root * PAGE_SIZE)
         self.map_descriptor_tables()
-        self.watch_mask()
+        self._watch_mask()
 
-    def watch_mask(self) -> None:
-        """Interrupts are accepted while vcpu_info.upcall_mask (second byte of the structure) is 0."""
+    def _watch_mask(self) -> None:
+        """Interrupts are accepted while vcpu_info.upcall_mask is 0."""
         machine = self.machine
-        machine.cpu.set_interrupt_window(machine.memory.host_address + self.domain.vcpu_info, 0x100, 0x100)
+        machine.cpu.set_interrupt_window(
+            machine.memory.host_address + self.domain.vcpu_info, UPCALL_MASK_WORD, UPCALL_MASK_WORD
+        )
 
     def map_descriptor_tables(self) -> None:
-        """Map the guest's descriptor pages and Xen's own behind them; point LDTR at the guest's LDT."""
-        domain, cpu = self.domain, self.machine.cpu
-        flags = 0x63
-        for page in range(GDT_PAGES):
-            mfn = self.gdt_frame if page >= FIRST_RESERVED_GDT_PAGE else None
-            if page < len(domain.gdt_frames):
-                mfn = domain.gdt_frames[page]
-            entry = mfn << 12 | flags if mfn is not None else 0
-            self.memory.store(self.hole.gdt_table + page * 8, entry.to_bytes(8, "little"))
-        cpu.state.gdt.base, cpu.state.gdt.limit = self.hole.gdt, GDT_PAGES * PAGE_SIZE - 1
-        cpu.state.ldt.base = domain.ldt_base
-        cpu.state.ldt.limit = max(0, domain.ldt_entries * 8 - 1)
-        cpu.state.ldt.flags = 0x8200 if domain.ldt_entries else 0
-        cpu.flush_tlb()
-
-    def _root(self) -> int:
-        domain = self.domain
-        return domain.kernel_root if domain.kernel_mode or self.width == 32 else domain.user_root
+        """Map the guest's descriptor pages and Xen's own behind them; LDT pages that are not there fault."""
+        domain, state, hole = self.domain, self.machine.cpu.state, self.parts.hole
+        frames: dict[int, int] = dict(enumerate(domain.gdt_frames))
+        frames[FIRST_RESERVED_GDT_PAGE] = self.parts.gdt_frame
+        frames |= {GDT_PAGES + page: mfn for page, mfn in domain.ldt_frames.items()}
+        for page in range(GDT_PAGES + LDT_PAGES):
+            entry = frames[page] << 12 | PAGE_ENTRY if page in frames else 0
+            self.parts.memory.store(hole.per_domain_table + page * 8, entry.to_bytes(8, "little"))
+        state.gdt.base, state.gdt.limit = hole.gdt, GDT_PAGES * PAGE_SIZE - 1
+        state.ldt.base, state.ldt.limit = hole.ldt, max(0, domain.ldt_entries * 8 - 1)
+        state.ldt.flags = 0x8200 if domain.ldt_entries else 0
+        self.machine.cpu.flush_tlb()
 
     # -- events --------------------------------------------------------------------------------
 
-    def _notify(self, port: int) -> None:
-        self.domain.events.set_pending(port)
-        self._tell_cpu()
-
-    def _timer_fired(self) -> None:
-        self.domain.events.raise_virq(0)
-        self._tell_cpu()
-
-    def _tell_cpu(self) -> None:
+    def _event_pending(self) -> None:
+        self.domain.wake()
         self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     def interrupt_waiting(self) -> bool:
-        """An unmasked port is pending, or a port that the guest polls."""
-        domain = self.domain
-        if domain.upcall_pending:
-            return True
-        return domain.blocked and any(domain.events.pending(port) for port in domain.poll_ports)
+        """Has an unmasked port become pending?"""
+        return self.domain.upcall_pending
 
     def deliver_interrupt(self) -> None:
         """The event upcall."""
@@ -307,58 +175,85 @@ class XenHypervisor(Hypervisor):
 
     def console_input(self, data: bytes) -> None:
         """Bytes typed at the guest's console."""
-        self.ring.type(data)
+        self.parts.ring.type(data)
 
     def _sleep(self) -> None:
         """The guest blocked: time passes until something wakes it."""
         domain = self.domain
         domain.timers.enter("blocked")
-        while domain.blocked and not self.interrupt_waiting():
+        domain.publish_runstate()
+        while domain.blocked and not domain.shutdown:
             if not self.machine.pass_time():
                 break
-        domain.blocked, domain.poll_ports = False, ()
+        if domain.blocked and not self.machine.is_ending:
+            self.machine.end(Outcome.HALTED, "blocked with nothing to wait for")
+        domain.wake()
         domain.timers.enter("running")
+        domain.publish_runstate()
 
     # -- hypercalls ----------------------------------------------------------------------------
 
     def on_syscall(self) -> bool:
-        """pv64: from the kernel a hypercall, from user mode a system call for the guest's kernel."""
-        if self.width != 64:
-            return False
+        """pv64: from the kernel a hypercall, from user mode a system call for the guest's kernel.
+
+        The machine adds the instruction's length afterwards.
+        """
         state = self.machine.cpu.state
-        if not self.domain.kernel_mode:
-            state.rip += SYSCALL_LENGTH
-            self._guarded(self.traps.syscall)
-            state.rip -= SYSCALL_LENGTH
-            return True
+        if self.width != 64:
+            self._guarded(lambda: self.traps.exception(fl.UD, 0, False))
+        else:
+            state.rip += FAST_CALL_LENGTH
+            if self.domain.kernel_mode:
+                self._hypercall64()
+            else:
+                self._guarded(self.traps.syscall)
+        state.rip -= FAST_CALL_LENGTH
+        return True
+
+    def on_sysenter(self) -> bool:
+        """From user mode: the guest kernel's sysenter callback, if it has one."""
+        if not self.traps.sysenter():
+            self._guarded(lambda: self.traps.exception(fl.GP, 0, True))
+        self.machine.cpu.state.rip -= FAST_CALL_LENGTH
+        return True
+
+    def _hypercall64(self) -> None:
+        state = self.machine.cpu.state
         gpr = state.gpr
-        number = int(gpr[fl.RAX]) & 0xFFFFFFFF
-        self._count(number)
+        number = self._begin()
         if number == IRET:
             self._guarded(self.traps.iret)
-            state.rip -= SYSCALL_LENGTH
         else:
-            arguments = [int(gpr[i]) for i in (fl.RDI, fl.RSI, fl.RDX, 10, 8, 9)]
-            flags = self.machine.cpu.rflags
-            gpr[fl.RAX] = self._hypercall(number, arguments) & (1 << 64) - 1
-            gpr[fl.RCX], gpr[11] = state.rip + SYSCALL_LENGTH, flags
-        self._after()
-        return True
+            registers = (fl.RDI, fl.RSI, fl.RDX, 10, 8, 9)
+            result = self._carry_out(number, [int(gpr[i]) for i in registers])
+            gpr[fl.RCX], gpr[11] = state.rip, self.machine.cpu.rflags
+            self._answer(result, registers, FAST_CALL_LENGTH, (1 << 64) - 1)
+        self._finish()
 
     def _hypercall32(self) -> None:
         gpr = self.machine.cpu.state.gpr
-        number = int(gpr[fl.RAX]) & 0xFFFFFFFF
-        self._count(number)
+        number = self._begin()
         if number == IRET:
             self._guarded(self.traps.iret)
         else:
             registers = (fl.RBX, fl.RCX, fl.RDX, fl.RSI, fl.RDI, fl.RBP)
-            arguments = [int(gpr[i]) & 0xFFFFFFFF for i in registers]
-            gpr[fl.RAX] = self._hypercall(number, arguments) & 0xFFFFFFFF
-        self._after()
+            result = self._carry_out(number, [int(gpr[i]) & 0xFFFFFFFF for i in registers])
+            self._answer(result, registers, INT_LENGTH, 0xFFFFFFFF)
+        self._finish()
 
-    def _hypercall(self, number: int, arguments: Sequence[int]) -> int:
-        result = -int(ERRNO.ENOSYS)
+    def _begin(self) -> int:
+        """Count and charge a hypercall; its number."""
+        machine = self.machine
+        number = int(machine.cpu.state.gpr[fl.RAX]) & 0xFFFFFFFF
+        name = HYPERCALLS.get(number, "unknown number")
+        machine.stats.exits[f"hypercall {name}"] += 1
+        machine.trace("hypercall", number=number, name=name, rip=machine.cpu.state.rip)
+        machine.clock.spend_ns(HYPERCALL_COST_NS)
+        self.domain.work_done = 0
+        return number
+
+    def _carry_out(self, number: int, arguments: Sequence[int]) -> int | Continue:
+        result: int | Continue = -int(ERRNO.ENOSYS)
 
         def run() -> None:
             nonlocal result
@@ -367,24 +262,28 @@ class XenHypervisor(Hypervisor):
         self._guarded(run)
         return result
 
-    def _count(self, number: int) -> None:
-        name = HYPERCALLS.get(number, f"unknown {number}")
-        self.machine.stats.exits[f"hypercall {name}"] += 1
-        self.machine.trace("hypercall", number=number, name=name, rip=self.machine.cpu.state.rip)
-        self.machine.clock.spend_ns(HYPERCALL_COST_NS)
+    def _answer(self, result: int | Continue, registers: Sequence[int], length: int, mask: int) -> None:
+        """Give the result, or have the guest make the call again with what is left to do."""
+        state = self.machine.cpu.state
+        if isinstance(result, Continue):
+            for register, value in zip(registers, result.arguments, strict=False):
+                state.gpr[register] = value & mask
+            state.rip -= length
+        else:
+            state.gpr[fl.RAX] = result & mask
 
-    def _after(self) -> None:
-        """What a hypercall may have left to do: shut down, sleep, a moved vcpu_info, console text."""
+    def _finish(self) -> None:
+        """What a hypercall may have left to do: shut down, sleep, an NMI, a moved vcpu_info."""
         domain = self.domain
-        if domain.console_output:
-            self.machine.console.write(bytes(domain.console_output))
-            domain.console_output.clear()
+        self.machine.clock.spend_ns(domain.work_done * WORK_COST_NS)
         if domain.shutdown:
             self._shut_down(domain.shutdown)
         elif domain.blocked:
             self._sleep()
-        self.watch_mask()
-        self._tell_cpu()
+        if domain.nmi_pending:
+            self._guarded(self.traps.nmi)
+        self._watch_mask()
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     def _shut_down(self, reason: str) -> None:
         machine = self.machine
@@ -396,10 +295,11 @@ class XenHypervisor(Hypervisor):
             machine.power_off(f"SCHEDOP_shutdown: {reason}")
 
     def _guarded(self, work: Callable[[], None]) -> None:
+        """Run something that may end the domain."""
         try:
             work()
         except DomainCrashError as crash:
-            self.machine.crash(f"Xen crashed the domain: {crash}")
+            self.machine.crash(f"domain_crash: d{self.domain.domid}v0 {crash}")
 
     # -- traps ---------------------------------------------------------------------------------
 
@@ -408,25 +308,25 @@ class XenHypervisor(Hypervisor):
         if event.software:
             self._guarded(lambda: self._software(event.vector))
         elif not self._answered(event):
-            self._guarded(
-                lambda: self.traps.exception(event.vector, self._error_code(event), event.pushes_error_code)
-            )
-        self._tell_cpu()
+            code = self._error_code(event)
+            self._guarded(lambda: self.traps.exception(event.vector, code, event.pushes_error_code))
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
         return True
 
     def _software(self, vector: int) -> None:
-        if self.width == 32 and vector == PV32_VECTOR and self.machine.cpu.cpl == 1:
+        if self.width == 32 and vector == PV32_VECTOR and self.traps.in_kernel:
             self._hypercall32()
-            return
-        if not self.traps.software(vector):
-            self.machine.cpu.state.rip -= 2
+        elif not self.traps.software(vector):
+            self.machine.cpu.state.rip -= INT_LENGTH
             self.traps.exception(fl.GP, vector << 3 | 2, True)
 
     def _answered(self, event: Event) -> bool:
+        """What Xen deals with itself."""
         if event.vector == fl.PAGE_FAULT:
             return self._page_fault(event.error_code)
-        if event.vector == fl.GP and event.error_code == 0 and self.traps.in_kernel:
-            return self.emulator.privileged()
+        if event.vector == fl.GP and event.error_code == 0:
+            self.machine.clock.spend_ns(TRAP_COST_NS)
+            return self.emulator.privileged(self.traps.in_kernel)
         if event.vector == fl.UD:
             return self._forced_cpuid()
         if event.vector == fl.NM:
@@ -434,25 +334,36 @@ class XenHypervisor(Hypervisor):
         return False
 
     def _page_fault(self, error_code: int) -> bool:
-        """A write to a read-only page table, a stale translation, or the guest's own fault."""
+        """A write to a page table, a page of the LDT, a stale translation, or the guest's own fault."""
+        domain = self.domain
         address = int(self.machine.cpu.state.cr[2])
-        if self.traps.in_kernel and error_code & 3 == 3 and self.page_writes.emulate(address):
+        ldt = self.parts.hole.ldt
+        if ldt <= address < ldt + LDT_PAGES * PAGE_SIZE:
+            if domain.map_ldt_page((address - ldt) // PAGE_SIZE):
+                return True
+            address += domain.ldt_base - ldt
+        elif self._is_table_write(error_code) and self.page_writes.emulate(address):
             return True
-        found = self.domain.tables.walk(self._root(), address)
-        if (
-            found is not None
-            and found.user
-            and not error_code & 16
-            and (found.writable or not error_code & 2)
-            and self._last_spurious != (address, self.machine.clock.now_ns)
-        ):
-            self._last_spurious = (address, self.machine.clock.now_ns)
+        elif self._is_spurious(address, error_code):
             self.machine.cpu.flush_tlb()
             return True
-        self.domain.set_cr2(address)
+        domain.cr2 = address
         return False
 
-    _last_spurious = (0, -1)
+    def _is_table_write(self, error_code: int) -> bool:
+        wanted = bool(self.domain.vm_assist & WRITABLE_PAGETABLES)
+        return wanted and self.traps.in_kernel and error_code & 3 == 3
+
+    def _is_spurious(self, address: int, error_code: int) -> bool:
+        """Do the tables allow the access by now? Asked once per address and moment, lest it never ends."""
+        moment = (address, self.machine.clock.now_ns)
+        if error_code & 16 or moment == self._last_spurious:
+            return False
+        found = self.domain.tables.walk(self.domain.space.root(), address)
+        if found is None or (error_code & 4 and not found.user) or (error_code & 2 and not found.writable):
+            return False
+        self._last_spurious = moment
+        return True
 
     def _error_code(self, event: Event) -> int:
         """The page-fault error code with the user bit as the guest means it."""
@@ -482,26 +393,9 @@ class XenHypervisor(Hypervisor):
     def counters(self) -> dict[str, int]:
         """Deliveries and emulated instructions by kind."""
         own = {f"delivered {name}": count for name, count in self.traps.delivered.items()}
-        own.update({f"emulated {name}": count for name, count in self.emulator.counts.items()})
+        own |= {f"emulated {name}": count for name, count in self.emulator.counts.items()}
         own["emulated page-table write"] = self.page_writes.count
         own["frames in use as tables"] = sum(
-            int((self.frames.kind == kind).sum()) for kind in range(PageType.L1, PageType.L4 + 1)
+            int((self.domain.frames.kind == kind).sum()) for kind in range(PageType.L1, PageType.L4 + 1)
         )
         return own
-
-
-def hypercall_page(width: int) -> bytes:
-    """128 stubs of 32 bytes (docs/guest-guide/x86/hypercall-abi.rst); `iret` is jumped to."""
-    page = bytearray(b"\xcc" * PAGE_SIZE)
-    for number in range(PAGE_SIZE // 32):
-        n32 = number.to_bytes(4, "little")
-        if width == 64:
-            code = b"\x51\x41\x53\xb8" + n32 + b"\x0f\x05\x41\x5b\x59\xc3"
-            if number == IRET:
-                code = b"\x51\x41\x53\x50\xb8" + n32 + b"\x0f\x05"
-        else:
-            code = b"\xb8" + n32 + b"\xcd\x82\xc3"
-            if number == IRET:
-                code = b"\x50\xb8" + n32 + b"\xcd\x82"
-        page[number * 32 : number * 32 + len(code)] = code
-    return bytes(page)

@@ -1,17 +1,19 @@
 """Direct paging: the guest's own tables are the hardware's, so every entry is checked before it counts.
 
-Follows xen/arch/x86/mm.c (get_page_from_lNe, alloc_lN_table, mod_lN_entry, do_mmuext_op) and
-arch/x86/pv/mm.h (adjust_guest_lNe). Two formats: four levels for pv64, PAE's three for pv32.
-Entries hold machine frames. Bits are named as in SDM volume 3, section 4.5.
+Follows xen/arch/x86/mm.c (get_page_from_lNe, alloc_lN_table, mod_lN_entry, get_page_type) and
+arch/x86/pv/mm.h (adjust_guest_lNe). Two formats: four levels for pv64, three for pv32, which a 64-bit Xen
+runs in compatibility mode. Entries hold machine frames. Bits are named as in SDM volume 3, section 4.5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from runtime.backends.xen.descriptors import checked_descriptor
 from runtime.backends.xen.frames import DOMAIN, FrameTable, PageType, XenError
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE
 
@@ -21,14 +23,18 @@ PRESENT, WRITE, USER, ACCESSED, DIRTY, PSE, GLOBAL = 1, 2, 4, 0x20, 0x40, 0x80, 
 NX = 1 << 63
 GUEST_KERNEL = 1 << 52
 """The available bit by which Xen remembers that a pv64 entry was a kernel one (_PAGE_GUEST_KERNEL)."""
-AVAILABLE_HIGH = 0x7FF << 52
+AVAILABLE, AVAILABLE_HIGH = 0xE00, 0x7FF << 52
 FRAME_MASK = 0x000F_FFFF_FFFF_F000
-ALLOWED = PRESENT | WRITE | USER | ACCESSED | DIRTY | 0xE00 | AVAILABLE_HIGH | NX
+ALLOWED = PRESENT | WRITE | USER | ACCESSED | DIRTY | AVAILABLE | AVAILABLE_HIGH | NX
 """Flag bits a guest may set at every level (the complement of base_disallow_mask)."""
 ALLOWED_L1 = ALLOWED | GLOBAL
-ALLOWED_PAE_L3 = PRESENT | WRITE | USER | ACCESSED | DIRTY | 0xE00
+ALLOWED_PAE_L3 = PRESENT | WRITE | USER | ACCESSED | DIRTY | AVAILABLE
 """The complement of COMPAT_L3_DISALLOW_MASK: a 64-bit Xen gives pv32 guests these, unlike PAE hardware."""
+FREELY_CHANGED = NX | AVAILABLE_HIGH | AVAILABLE | GLOBAL | DIRTY | ACCESSED | USER
+"""Bits in which an entry may change without being looked at again (FASTPATH_FLAG_WHITELIST)."""
 SHIFT = {1: 12, 2: 21, 3: 30, 4: 39}
+LAST_GIGABYTE = 3
+NO_FRAME = FRAME_MASK >> 12
 
 
 @dataclass(frozen=True)
@@ -55,45 +61,60 @@ class Translation:
 
 
 class PageTables:
-    """The page-table rules over a FrameTable for one guest width (32: PAE, 64: four levels)."""
+    """The page-table rules over a FrameTable for one guest width (32: three levels, 64: four)."""
 
     def __init__(self, frames: FrameTable, width: int, hole: HoleEntries) -> None:
         self.frames = frames
         self.width = width
         self.top_level = 4 if width == 64 else 3
         self.hole = hole
-        self._last_gigabyte: set[int] = set()
+        self.on_descriptors_unmapped: Callable[[], None] = lambda: None
+        """A mapping of a descriptor page goes: it may be wanted for something else soon."""
 
     # -- types of frames ---------------------------------------------------------------------
 
-    def get_type(self, mfn: int, kind: PageType) -> None:
+    def get_type(self, mfn: int, kind: PageType, with_hole: bool = False) -> None:
         """Take a reference and a type reference, validating the frame's content on the first one.
 
-        Raises XenError: EINVAL for a frame that is not the domain's or holds another type or bad entries.
+        `with_hole` asks for a pv32 guest's last L2, which carries Xen's mappings (PGT_pae_xen_l2).
+        Raises XenError: EINVAL for a frame that is not the domain's or has another type, else what
+        is wrong with its content.
         """
         frames = self.frames
         frames.get(mfn)
-        try:
-            if frames.type_count[mfn] and frames.kind[mfn] != kind:
+        if frames.type_count[mfn]:
+            if (
+                frames.kind[mfn] != kind
+                or bool(frames.with_hole[mfn]) != with_hole
+                or not frames.validated[mfn]
+            ):
+                frames.put(mfn)
                 raise XenError(
                     ERRNO.EINVAL,
                     f"frame {mfn:#x} is in use as {PageType(frames.kind[mfn]).name}, not {kind.name}",
                 )
-            if not frames.type_count[mfn] and kind in (PageType.L1, PageType.L2, PageType.L3, PageType.L4):
-                self._validate(mfn, int(kind))
-            frames.kind[mfn] = kind
             frames.type_count[mfn] += 1
+            return
+        frames.set_type(mfn, kind, with_hole)
+        try:
+            self._validate(mfn, kind)
         except XenError:
+            frames.clear_type(mfn)
             frames.put(mfn)
             raise
+        frames.validated[mfn] = 1
 
     def put_type(self, mfn: int) -> None:
         """Drop a type reference and its general one; the last one gives up what the table referred to."""
         frames = self.frames
-        frames.type_count[mfn] -= 1
-        if frames.type_count[mfn] == 0 and PageType.L1 <= frames.kind[mfn] <= PageType.L4:
-            level = int(frames.kind[mfn])
-            self._release_entries(mfn, level, self._present(mfn, level))
+        if frames.type_count[mfn] == 1:
+            kind = PageType(frames.kind[mfn])
+            frames.validated[mfn] = 0
+            if PageType.L1 <= kind <= PageType.L4:
+                self._release_entries(mfn, int(kind), self._present(mfn, int(kind)))
+            frames.clear_type(mfn)
+        else:
+            frames.type_count[mfn] -= 1
         frames.put(mfn)
 
     def _present(self, mfn: int, level: int) -> list[int]:
@@ -107,65 +128,67 @@ class PageTables:
 
     def _holds_hole(self, mfn: int, level: int) -> bool:
         """Has this table Xen's own slots: the L4 of a pv64 guest, the L2 of a pv32 guest's last gigabyte?"""
-        return level == 4 if self.width == 64 else level == 2 and mfn in self._last_gigabyte
+        return level == 4 if self.width == 64 else bool(self.frames.with_hole[mfn])
 
-    def _install_hole(self, mfn: int) -> None:
-        entries = self.frames.memory.entries(mfn)
-        start = self.hole.first
-        entries[start : start + len(self.hole.values)] = np.array(self.hole.values, np.uint64)
-
-    def _validate(self, mfn: int, level: int) -> None:
-        """Check every entry of a table that is about to be one, taking what each refers to."""
-        if level == 1:
+    def _validate(self, mfn: int, kind: PageType) -> None:
+        """Check every entry of a frame that is about to be a table, taking what each refers to."""
+        if kind == PageType.L1:
             self._validate_l1(mfn)
-            return
+        elif kind == PageType.SEGMENT:
+            self._validate_descriptors(mfn)
+        elif kind in (PageType.L2, PageType.L3, PageType.L4):
+            self._validate_table(mfn, int(kind))
+
+    def _validate_descriptors(self, mfn: int) -> None:
+        """Descriptors are mended where they stand (validate_segdesc_page)."""
+        table = self.frames.memory.entries(mfn)
+        for index in np.nonzero(table)[0]:
+            table[index] = checked_descriptor(int(table[index]), self.width)
+
+    def _validate_table(self, mfn: int, level: int) -> None:
         entries = self.frames.memory.entries(mfn)
         taken: list[int] = []
-        # A linear mapping of the table itself must find it typed already.
         try:
+            if level == 3 and self.width == 32 and not int(entries[LAST_GIGABYTE]) & PRESENT:
+                raise XenError(
+                    ERRNO.EINVAL, "the last L2 of a pv32 guest, which holds Xen's part, is missing"
+                )
             for index in self._present(mfn, level):
-                value = int(entries[index])
-                self._take(value, level, mfn)
+                self._take(int(entries[index]), level, mfn, index)
                 taken.append(index)
-                entries[index] = self._adjusted(value, level)
+                entries[index] = self._adjusted(int(entries[index]), level)
         except XenError:
             self._release_entries(mfn, level, taken)
             raise
         if self._holds_hole(mfn, level):
-            self._install_hole(mfn)
-        if level == 3 and self.width == 32:
-            self._adopt_last_gigabyte(int(entries[3]))
-
-    def _adopt_last_gigabyte(self, entry: int) -> None:
-        """A pv32 guest's fourth L2 table carries Xen's mappings (PGT_pae_xen_l2)."""
-        if entry & PRESENT:
-            table = (entry & FRAME_MASK) >> 12
-            self._last_gigabyte.add(table)
-            self._install_hole(table)
+            start = self.hole.first
+            entries[start : start + len(self.hole.values)] = np.array(self.hole.values, np.uint64)
 
     def _validate_l1(self, mfn: int) -> None:
+        """All 512 entries at once; a wrong table is looked at again, entry by entry, for the first error."""
         frames = self.frames
         entries = frames.memory.entries(mfn)
         index = np.nonzero(entries & np.uint64(PRESENT))[0]
         values = entries[index]
-        if np.any(values & np.uint64(~(ALLOWED_L1 | FRAME_MASK) & (1 << 64) - 1)):
-            raise XenError(ERRNO.EINVAL, f"L1 table {mfn:#x} has flag bits that a guest may not set")
         targets = ((values & np.uint64(FRAME_MASK)) >> np.uint64(12)).astype(np.int64)
-        if np.any(targets >= frames.frames):
-            raise XenError(ERRNO.EPERM, f"L1 table {mfn:#x} maps frames outside machine memory")
+        wrong = bool(np.any(values & np.uint64(~(ALLOWED_L1 | FRAME_MASK) & (1 << 64) - 1)))
+        if wrong or bool(np.any(targets >= frames.frames)):
+            self._report_l1(values)
         shared = frames.shared_with_guest(targets)
-        if np.any((frames.owner[targets] != DOMAIN) & ~shared):
-            raise XenError(ERRNO.EBUSY, f"L1 table {mfn:#x} maps frames that are not the domain's")
         written = targets[((values & np.uint64(WRITE)) != 0) & ~shared]
-        if np.any((frames.type_count[written] != 0) & (frames.kind[written] != PageType.WRITABLE)) or (
-            mfn in written
+        if np.any((frames.owner[targets] != DOMAIN) & ~shared) or np.any(
+            (frames.type_count[written] != 0) & (frames.kind[written] != PageType.WRITABLE)
         ):
-            raise XenError(ERRNO.EBUSY, f"L1 table {mfn:#x} maps a table or descriptor page writable")
+            self._report_l1(values)
         frames.kind[written] = PageType.WRITABLE
         np.add.at(frames.type_count, written, 1)
         np.add.at(frames.references, targets[~shared], 1)
         if self.width == 64:
             entries[index] = self._adjust_l1_array(values)
+
+    def _report_l1(self, values: npt.NDArray[np.uint64]) -> None:
+        for value in values:
+            self._check_l1(int(value))
 
     @staticmethod
     def _adjust_l1_array(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -176,60 +199,84 @@ class PageTables:
     def _release_entries(self, mfn: int, level: int, indices: list[int]) -> None:
         entries = self.frames.memory.entries(mfn)
         for index in indices:
-            self._drop(int(entries[index]), level)
+            self._drop(int(entries[index]), level, mfn)
 
     # -- one entry ---------------------------------------------------------------------------
 
-    def _take(self, value: int, level: int, table: int) -> None:
+    def _check_l1(self, value: int) -> None:
+        """get_page_from_l1e's verdict on a present entry. Raises XenError."""
+        frames = self.frames
+        mfn = (value & FRAME_MASK) >> 12
+        if value & ~(ALLOWED_L1 | FRAME_MASK):
+            raise XenError(ERRNO.EINVAL, f"L1 entry {value:#x} has bits that a guest may not set")
+        if not frames.valid(mfn):
+            raise XenError(ERRNO.EINVAL if mfn == NO_FRAME else ERRNO.EPERM, f"frame {mfn:#x} is I/O memory")
+        if frames.is_shared(mfn):
+            return
+        if not frames.owned(mfn):
+            raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is not the domain's")
+        if value & WRITE and not frames.can_be(mfn, PageType.WRITABLE):
+            raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is a {PageType(frames.kind[mfn]).name} page")
+
+    def _take(self, value: int, level: int, table: int, index: int) -> None:
         """Take what a present entry refers to. Raises XenError with the code that Xen gives."""
         frames = self.frames
         mfn = (value & FRAME_MASK) >> 12
         if level == 1:
-            if value & ~(ALLOWED_L1 | FRAME_MASK):
-                raise XenError(ERRNO.EINVAL, f"L1 entry {value:#x} has bits that a guest may not set")
-            if not frames.valid(mfn):
-                raise XenError(ERRNO.EPERM if mfn != FRAME_MASK >> 12 else ERRNO.EINVAL, "I/O memory")
-            if bool(frames.shared_with_guest(np.array([mfn]))[0]):
-                return
-            if not frames.owned(mfn):
-                raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is not the domain's")
-            if value & WRITE:
-                frames.get_writable(mfn)
-            frames.references[mfn] += 1
+            self._check_l1(value)
+            if not frames.is_shared(mfn):
+                if value & WRITE:
+                    frames.get_writable(mfn)
+                frames.get(mfn)
             return
         allowed = ALLOWED_PAE_L3 if level == 3 and self.width == 32 else ALLOWED
         if value & ~(allowed | FRAME_MASK):
             raise XenError(ERRNO.EINVAL, f"L{level} entry {value:#x} has bits that a guest may not set")
-        if mfn == table or (
-            frames.owned(mfn) and frames.type_count[mfn] and frames.kind[mfn] == level and not value & WRITE
-        ):
-            self._take_linear(value, mfn, level, table)
-            return
-        self.get_type(mfn, PageType(level - 1))
+        last = self.width == 32 and level == 3 and index == LAST_GIGABYTE
+        try:
+            self.get_type(mfn, PageType(level - 1), with_hole=last)
+        except XenError as error:
+            if error.errno != ERRNO.EINVAL or not self._take_linear(value, mfn, level, table):
+                raise
 
-    def _take_linear(self, value: int, mfn: int, level: int, table: int) -> None:
-        """A table entry that leads to a table of the same level: only read-only (get_lN_linear_pagetable)."""
+    def _take_linear(self, value: int, mfn: int, level: int, table: int) -> bool:
+        """A table of the same level below this one, read-only (get_lN_linear_pagetable): may it be?
+
+        A table used so may not itself use another so: loops would keep each other for ever.
+        """
+        frames = self.frames
         if value & WRITE:
-            raise XenError(ERRNO.EINVAL, f"linear L{level} mapping of {mfn:#x} is writable")
-        if mfn != table:
-            self.frames.references[mfn] += 1
-            self.frames.type_count[mfn] += 1
+            return False
+        if mfn == table:
+            return True
+        if not frames.owned(mfn) or frames.kind[mfn] != level or not frames.validated[mfn]:
+            return False
+        if frames.linear[table] < 0 or frames.linear[mfn] > 0:
+            return False
+        frames.linear[table] += 1
+        frames.linear[mfn] -= 1
+        frames.get(mfn)
+        frames.type_count[mfn] += 1
+        return True
 
-    def _drop(self, value: int, level: int) -> None:
+    def _drop(self, value: int, level: int, table: int) -> None:
+        """Give up what a present entry referred to (put_page_from_lNe)."""
         frames = self.frames
         mfn = (value & FRAME_MASK) >> 12
         if level > 1:
-            if frames.kind[mfn] == level:
-                if frames.type_count[mfn] > 1:
-                    frames.type_count[mfn] -= 1
-                    frames.put(mfn)
+            if mfn == table:
                 return
+            if frames.kind[mfn] == level:
+                frames.linear[table] -= 1
+                frames.linear[mfn] += 1
             self.put_type(mfn)
             return
-        if not frames.owned(mfn):
+        if frames.is_shared(mfn):
             return
-        if value & WRITE and frames.kind[mfn] == PageType.WRITABLE and frames.type_count[mfn]:
+        if value & WRITE:
             frames.put_writable(mfn)
+        elif frames.kind[mfn] == PageType.SEGMENT:
+            self.on_descriptors_unmapped()
         frames.put(mfn)
 
     def _adjusted(self, value: int, level: int) -> int:
@@ -264,35 +311,35 @@ class PageTables:
             raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} holds segment descriptors")
 
     def _modify(self, mfn: int, index: int, value: int, level: int, preserve_ad: bool) -> None:
+        """mod_lN_entry."""
         if self._holds_hole(mfn, level) and self.hole.owns(index):
             raise XenError(ERRNO.EINVAL, f"slot {index} of this table belongs to Xen")
-        if level == 3 and self.width == 32 and index >= 4:
-            raise XenError(ERRNO.EINVAL, f"PAE has 4 top-level entries, not {index + 1}")
+        if level == 3 and self.width == 32 and index >= LAST_GIGABYTE:
+            raise XenError(ERRNO.EINVAL, f"slot {index} of a pv32 guest's L3 cannot change")
         entries = self.frames.memory.entries(mfn)
         old = int(entries[index])
+        drop = bool(old & PRESENT)
         if value & PRESENT:
-            same = PRESENT | USER | WRITE if level == 1 else PRESENT
-            if not (
-                old & PRESENT
-                and (old ^ value) & (FRAME_MASK | same) == 0
-                and not value & ~ALLOWED_L1 & ~FRAME_MASK
-            ):
-                self._take(value, level, mfn)
+            allowed = (
+                ALLOWED_PAE_L3 if level == 3 and self.width == 32 else ALLOWED_L1 if level == 1 else ALLOWED
+            )
+            if value & ~(allowed | FRAME_MASK):
+                raise XenError(ERRNO.EINVAL, f"L{level} entry {value:#x} has bits that a guest may not set")
+            if drop and not (old ^ self._adjusted(value, level)) & ~FREELY_CHANGED:
+                drop = False
             else:
-                old &= ~PRESENT
+                self._take(value, level, mfn, index)
             value = self._adjusted(value, level)
         if preserve_ad:
             value |= int(entries[index]) & (ACCESSED | DIRTY)
         entries[index] = value
-        if level == 3 and self.width == 32 and index == 3:
-            self._adopt_last_gigabyte(value)
-        if old & PRESENT:
-            self._drop(old, level)
+        if drop:
+            self._drop(old, level, mfn)
 
     # -- the tree ----------------------------------------------------------------------------
 
     def pin(self, mfn: int, level: int) -> None:
-        """MMUEXT_PIN_Ln_TABLE: hold the type until it is unpinned. Raises XenError(EINVAL)."""
+        """MMUEXT_PIN_Ln_TABLE: hold the type until it is unpinned. Raises XenError."""
         self.get_type(mfn, PageType(level))
         if self.frames.pinned[mfn]:
             self.put_type(mfn)
@@ -307,9 +354,7 @@ class PageTables:
         self.put_type(mfn)
 
     def get_root(self, mfn: int) -> None:
-        """Take a frame as a top-level table. Raises XenError(EINVAL)."""
-        if not self.frames.owned(mfn):
-            raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
+        """Take a frame as a top-level table. Raises XenError."""
         self.get_type(mfn, PageType(self.top_level))
 
     def leaf_entry(self, root: int, address: int) -> int | None:
@@ -320,6 +365,8 @@ class PageTables:
             table = (entry & FRAME_MASK) >> 12
             if not entry & PRESENT or entry & PSE or not self.frames.owned(table):
                 return None
+        if self.frames.kind[table] != PageType.L1 or not self.frames.type_count[table]:
+            return None
         return table * PAGE_SIZE + self._index(address, 1) * 8
 
     def _index(self, address: int, level: int) -> int:
@@ -333,20 +380,13 @@ class PageTables:
             entry = int(self.frames.memory.entries(table)[index])
             if not entry & PRESENT:
                 return None
-            if not (level == 3 and self.width == 32):
-                writable = writable and bool(entry & WRITE)
-                user = user and bool(entry & USER)
+            writable = writable and bool(entry & WRITE)
+            user = user and bool(entry & USER)
             mfn = (entry & FRAME_MASK) >> 12
             if not self.frames.valid(mfn):
                 return None
-            if level == 1 or (entry & PSE and level == 2):
-                mask = (1 << SHIFT[level]) - 1
-                return Translation(
-                    (entry & FRAME_MASK & ~mask) | (address & mask),
-                    table * PAGE_SIZE + index * 8,
-                    entry,
-                    writable,
-                    user,
-                )
+            if level == 1:
+                address = mfn * PAGE_SIZE + address % PAGE_SIZE
+                return Translation(address, table * PAGE_SIZE + index * 8, entry, writable, user)
             table = mfn
         return None

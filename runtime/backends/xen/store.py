@@ -47,17 +47,21 @@ class _StoreError(Exception):
 class Store:
     """The tree, its watches, and the ring that a domain speaks through."""
 
-    def __init__(self, memory: PhysicalMemory, ring: int, domid: int, notify: Callable[[], None]) -> None:
+    def __init__(self, memory: PhysicalMemory, domid: int) -> None:
         self.memory = memory
-        self.ring = ring
+        self.ring = 0
         self.home = f"/local/domain/{domid}"
         self.domid = domid
-        self.notify = notify
+        self.notify: Callable[[], None] = lambda: None
         self.nodes: dict[str, bytes] = {"/": b""}
         self.watches: list[tuple[str, str]] = []
         self._incoming = bytearray()
         self._outgoing = bytearray()
         self._next_transaction = 1
+
+    def connect(self, ring: int, notify: Callable[[], None]) -> None:
+        """The ring page's machine address, and what tells the guest that it changed."""
+        self.ring, self.notify = ring, notify
 
     def set(self, path: str, value: bytes) -> None:
         """Write a node and its missing parents, as the toolstack does."""

@@ -1,4 +1,4 @@
-"""A vcpu's time: published vcpu_time_info, timers, run state (xen/arch/x86/time.c, common/schedule.c).
+"""A vcpu's time: published vcpu_time_info, timers, watchdogs, run state (xen/arch/x86/time.c, common/sched).
 
 Every time here is system time in ns since the machine started.
 """
@@ -17,20 +17,25 @@ RUNSTATES = ("running", "runnable", "blocked", "offline")
 MAX_AHEAD_NS = 1 << 50
 SUBSTITUTE_NS = 100_000_000
 MIN_PERIOD_NS = 1_000_000
+MAX_PERIOD_NS = (1 << 62) - 1
 TSC_STABLE = 1
+WATCHDOGS = 2
+SECOND_NS = 1_000_000_000
+CYCLES_PER_NS_SHIFT = 32
 
 
 class Timers:
-    """The single-shot and periodic timers of one vcpu, and its run state."""
+    """The single-shot and periodic timers of one vcpu, the domain's watchdogs, and the run state."""
 
     def __init__(self, clock: Clock, memory: PhysicalMemory, tsc_hz: int) -> None:
         self.clock = clock
         self.memory = memory
         self.tsc_hz = tsc_hz
         self.fired: Callable[[], None] = lambda: None
-        self._timer: AlarmHandle | None = None
+        self.watchdog_barked: Callable[[], None] = lambda: None
         self._single: AlarmHandle | None = None
         self._periodic: AlarmHandle | None = None
+        self._watchdogs: dict[int, AlarmHandle] = {}
         self.period_ns = 0
         self.state = "running"
         self.state_since_ns = 0
@@ -45,28 +50,32 @@ class Timers:
 
     def scale(self) -> tuple[int, int]:
         """(mul, shift) such that ns = ((ticks << shift) * mul) >> 32, with mul in the upper half of u32."""
-        shift, mul = 0, (1_000_000_000 << 32) // self.tsc_hz
+        shift, mul = 0, (SECOND_NS << CYCLES_PER_NS_SHIFT) // self.tsc_hz
         while mul >= 1 << 32:
             shift, mul = shift + 1, mul >> 1
         while mul < 1 << 31:
             shift, mul = shift - 1, mul << 1
         return mul, shift
 
-    def publish(self, address: int, tsc: int) -> None:
-        """Write vcpu_time_info at a machine address, version odd while it changes."""
-        layout = struct("vcpu_time_info", 64)
-        at, _ = layout.place("version")
-        version = int.from_bytes(self.memory.load(address + at, 4), "little") + 2 & 0xFFFFFFFE
+    def time_info(self, version: int) -> bytes:
+        """struct vcpu_time_info at this moment, under an even version number."""
         mul, shift = self.scale()
-        data = layout.pack(
+        now = self.now_ns
+        data = struct("vcpu_time_info", 64).pack(
             version=version,
-            tsc_timestamp=tsc,
-            system_time=self.now_ns,
+            tsc_timestamp=now * self.tsc_hz // SECOND_NS,
+            system_time=now,
             tsc_to_system_mul=mul,
             tsc_shift=shift,
             flags=TSC_STABLE,
         )
-        self.memory.store(address, bytes(data))
+        return bytes(data)
+
+    def publish(self, address: int) -> None:
+        """Write vcpu_time_info at a machine address, with the next version."""
+        at, size = struct("vcpu_time_info", 64).place("version")
+        version = int.from_bytes(self.memory.load(address + at, size), "little")
+        self.memory.store(address, self.time_info((version + 2) & 0xFFFFFFFE))
 
     # -- timers --------------------------------------------------------------------------------
 
@@ -76,16 +85,16 @@ class Timers:
 
     def set_timer(self, due_ns: int) -> None:
         """set_timer_op: absolute ns; 0 cancels; absurd values become 100 ms from now, as Xen has it."""
-        self._cancel(self._timer)
-        self._timer = None
         if due_ns == 0:
-            return
-        if due_ns >= 1 << 63 or due_ns - self.now_ns > MAX_AHEAD_NS:
-            due_ns = self.now_ns + SUBSTITUTE_NS
-        self._timer = self.clock.schedule_at(due_ns, self.fired)
+            self.stop_single_shot()
+        elif due_ns >= 1 << 63 or due_ns - self.now_ns >= MAX_AHEAD_NS:
+            self.set_single_shot(self.now_ns + SUBSTITUTE_NS)
+        else:
+            self.set_single_shot(due_ns)
 
-    def set_single_shot(self, due_ns: int, must_be_future: bool) -> None:
-        """VCPUOP_set_singleshot_timer. Raises XenError(ETIME as EINVAL) never: a past time fires at once."""
+    def set_single_shot(self, due_ns: int) -> None:
+        """The one-shot timer, which set_timer_op and VCPUOP_set_singleshot_timer share; a past time fires
+        at once."""
         self._cancel(self._single)
         self._single = self.clock.schedule_at(max(due_ns, self.now_ns), self.fired)
 
@@ -95,9 +104,9 @@ class Timers:
         self._single = None
 
     def set_periodic(self, period_ns: int) -> None:
-        """VCPUOP_set_periodic_timer. Raises XenError(EINVAL) for a period under 1 ms."""
-        if period_ns < MIN_PERIOD_NS:
-            raise XenError(ERRNO.EINVAL, f"period {period_ns} ns is under 1 ms")
+        """VCPUOP_set_periodic_timer. Raises XenError(EINVAL) for a period under 1 ms or past all sense."""
+        if not MIN_PERIOD_NS <= period_ns <= MAX_PERIOD_NS:
+            raise XenError(ERRNO.EINVAL, f"period {period_ns} ns")
         self.stop_periodic()
         self.period_ns = period_ns
         self._arm_periodic(self.now_ns + period_ns)
@@ -115,6 +124,30 @@ class Timers:
         self.period_ns = 0
         self._cancel(self._periodic)
         self._periodic = None
+
+    def watchdog(self, identifier: int, timeout_s: int) -> int:
+        """SCHEDOP_watchdog: identifier 0 asks for a new one (the result is its number), time 0 stops one.
+
+        Raises XenError: EINVAL no such watchdog, ENOSPC both are in use.
+        """
+        if identifier > WATCHDOGS or (identifier == 0 and timeout_s == 0):
+            raise XenError(ERRNO.EINVAL, f"watchdog {identifier} for {timeout_s} s")
+        if identifier == 0:
+            free = [i for i in range(1, WATCHDOGS + 1) if i not in self._watchdogs]
+            if not free:
+                raise XenError(ERRNO.ENOSPC, "both watchdogs are in use")
+            self._wind(free[0], timeout_s)
+            return free[0]
+        if identifier not in self._watchdogs:
+            raise XenError(ERRNO.EINVAL, f"watchdog {identifier} is not in use")
+        self.clock.cancel(self._watchdogs.pop(identifier))
+        if timeout_s:
+            self._wind(identifier, timeout_s)
+        return 0
+
+    def _wind(self, identifier: int, timeout_s: int) -> None:
+        due_ns = self.now_ns + timeout_s * SECOND_NS
+        self._watchdogs[identifier] = self.clock.schedule_at(due_ns, lambda: self.watchdog_barked())
 
     # -- run state -----------------------------------------------------------------------------
 

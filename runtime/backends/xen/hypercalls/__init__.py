@@ -11,16 +11,16 @@ from runtime.backends.xen.hypercalls import (
     unavailable,
     version,
 )
-from runtime.backends.xen.hypercalls.dispatch import call, multicall
+from runtime.backends.xen.hypercalls.dispatch import Continue, call
 
 __all__ = [
+    "Continue",
     "call",
     "cpu",
     "events",
     "grants",
     "memory",
     "mmu",
-    "multicall",
     "scheduling",
     "tables",
     "unavailable",

@@ -2,69 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.events import DOMID_SELF
 from runtime.backends.xen.frames import XenError
-from runtime.backends.xen.hypercalls.dispatch import handler
-from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, names, struct
+from runtime.backends.xen.hypercalls.dispatch import Continue, handler
+from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, Struct, names, struct
 
 __all__: list[str] = []
 
 NORMAL, MACHPHYS, PRESERVE_AD, NO_TRANSLATE = range(4)
-FLUSH_NONE, FLUSH_TLB, FLUSH_INVLPG = range(3)
+COMMAND_BITS = 7
+FLUSH_TYPE = 3
+FLUSH_TLB, FLUSH_INVLPG = 1, 2
+FLUSH_ALL = 4
 MMUEXT = names("mmuext")
 MAX_LDT_ENTRIES = 8192
 PREEMPTED = 1 << 31
+DOMID_CONTROL, DOMID_IO = 0, 0x7FF1
 
 
-def _own_domain(domain: Domain, foreign: int) -> None:
-    """Only the domain itself can be named. Raises XenError: EPERM another domain, ESRCH none there."""
-    if foreign & 0xFFFF in (DOMID_SELF, domain.domid):
-        return
-    raise XenError(ERRNO.ESRCH if foreign & 0xFFFF < DOMID_SELF else ERRNO.EPERM, f"domain {foreign}")
+def _own_pages(foreign: int) -> None:
+    """get_pg_owner: only DOMID_SELF names the domain here, its own number is refused.
+
+    Raises XenError: EPERM for domains that exist, ESRCH otherwise.
+    """
+    domid = foreign & 0xFFFF
+    if domid != DOMID_SELF:
+        known = domid in (DOMID_CONTROL, DOMID_IO)
+        raise XenError(ERRNO.EPERM if known else ERRNO.ESRCH, f"pages of domain {domid}")
 
 
-def _report_done(domain: Domain, address: int, done: int) -> None:
-    if address:
-        domain.space.write(address, done.to_bytes(4, "little"))
+def _run_list(
+    domain: Domain, arguments: Sequence[int], layout: Struct, one: Callable[[Domain, bytes], None]
+) -> int | Continue:
+    """A list of {address, count, done*, foreign domain}: in order, up to the first error; `done` tells how
+    many were carried out, whether it can be written or not."""
+    address, count, done_at, foreign = arguments[0], arguments[1] & 0xFFFFFFFF, arguments[2], arguments[3]
+    done = 0
+    if count & PREEMPTED:
+        count &= ~PREEMPTED
+        done = _word_or_zero(domain, done_at)
+    if not domain.space.accessible(address, count * layout.size):
+        raise XenError(ERRNO.EFAULT, f"list at {address:#x}")
+    _own_pages(foreign)
+    result: int | Continue = 0
+    index = 0
+    for index in range(count):
+        if index and domain.exhausted:
+            left = (address + index * layout.size, (count - index) | PREEMPTED, done_at, foreign)
+            result = Continue(left)
+            break
+        domain.work()
+        try:
+            one(domain, domain.space.read(address + index * layout.size, layout.size))
+        except XenError as error:
+            domain.log(str(error))
+            result = -int(error.errno)
+            break
+    else:
+        index = count
+    if done_at:
+        _write_or_not(domain, done_at, (done + index).to_bytes(4, "little"))
+    return result
+
+
+def _word_or_zero(domain: Domain, address: int) -> int:
+    try:
+        return domain.space.word(address, 4) if address else 0
+    except XenError:
+        return 0
+
+
+def _write_or_not(domain: Domain, address: int, data: bytes) -> None:
+    try:
+        domain.space.write(address, data)
+    except XenError as error:
+        domain.log(str(error))
 
 
 @handler("mmu_update")
-def mmu_update(domain: Domain, arguments: Sequence[int]) -> int:
-    """A list of {machine address of entry | command, value}; stops at the first error."""
-    address, count, done_address = arguments[0], arguments[1] & ~PREEMPTED & 0xFFFFFFFF, arguments[2]
-    _own_domain(domain, arguments[3] & 0xFFFF)
-    layout = struct("mmu_update", domain.width)
-    if not domain.space.accessible(address, count * layout.size):
-        raise XenError(ERRNO.EFAULT, f"update list at {address:#x}")
-    done, error = 0, None
-    for done in range(count):
-        try:
-            data = domain.space.read(address + done * layout.size, layout.size)
-            _one_update(domain, int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little"))
-        except XenError as problem:
-            error = problem
-            break
-    else:
-        done = count
-    domain.cpu.flush()
-    _report_done(domain, done_address, done)
-    if error is not None:
-        raise error
-    return 0
+def mmu_update(domain: Domain, arguments: Sequence[int]) -> int | Continue:
+    """A list of {machine address of entry | command, value}."""
+    try:
+        return _run_list(domain, arguments, struct("mmu_update", domain.width), _one_update)
+    finally:
+        domain.cpu.flush()
 
 
-def _one_update(domain: Domain, pointer: int, value: int) -> None:
-    command = pointer & 3
+def _one_update(domain: Domain, request: bytes) -> None:
+    pointer, value = int.from_bytes(request[:8], "little"), int.from_bytes(request[8:], "little")
+    command = pointer & COMMAND_BITS
     if command == MACHPHYS:
         mfn = pointer >> 12
         if not domain.frames.owned(mfn):
             raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
         domain.set_pfn_of(mfn, value)
-        return
-    domain.tables.write_entry(pointer & ~7, value, preserve_ad=command == PRESERVE_AD)
+    elif command in (NORMAL, PRESERVE_AD, NO_TRANSLATE):
+        domain.tables.write_entry(pointer & ~COMMAND_BITS, value, preserve_ad=command == PRESERVE_AD)
+    else:
+        raise XenError(ERRNO.ENOSYS, f"page update command {command}")
 
 
 @handler("update_va_mapping")
@@ -80,64 +118,43 @@ def update_va_mapping(domain: Domain, arguments: Sequence[int]) -> int:
     if found is None:
         raise XenError(ERRNO.EINVAL, f"no L1 table maps {address:#x}")
     domain.tables.write_entry(found, value)
-    kind = flags & 3
-    if kind == FLUSH_TLB:
-        domain.cpu.flush()
-    elif kind == FLUSH_INVLPG:
-        domain.cpu.flush(address)
-    elif kind == 3:
-        raise XenError(ERRNO.ENOSYS, f"flush flags {flags:#x}")
-    else:
-        domain.cpu.flush(address)
+    domain.cpu.flush(address)
+    where = flags & ~FLUSH_TYPE
+    if flags & FLUSH_TYPE in (FLUSH_TLB, FLUSH_INVLPG) and where not in (0, FLUSH_ALL):
+        domain.space.read(where, domain.width // 8)
     return 0
 
 
 @handler("update_va_mapping_otherdomain")
 def update_va_mapping_otherdomain(domain: Domain, arguments: Sequence[int]) -> int:
-    """The same with frames of another domain, of which there is none."""
-    _own_domain(domain, arguments[4] if domain.width == 32 else arguments[3])
+    """The same with frames of another domain, of which there is none to be had."""
+    _own_pages(arguments[4] if domain.width == 32 else arguments[3])
     return update_va_mapping(domain, arguments)
 
 
 @handler("mmuext_op")
-def mmuext_op(domain: Domain, arguments: Sequence[int]) -> int:
-    """A list of extended operations; stops at the first error."""
-    address, count, done_address = arguments[0], arguments[1] & ~PREEMPTED & 0xFFFFFFFF, arguments[2]
-    _own_domain(domain, arguments[3] & 0xFFFF)
-    layout = struct("mmuext_op", domain.width)
-    if not domain.space.accessible(address, count * layout.size):
-        raise XenError(ERRNO.EFAULT, f"operation list at {address:#x}")
-    done, error = 0, None
-    for done in range(count):
-        try:
-            operation = domain.space.fields(address + done * layout.size, layout)
-            _one_operation(domain, operation["cmd"], operation["arg1"], operation["arg2"])
-        except XenError as problem:
-            error = problem
-            break
-    else:
-        done = count
-    _report_done(domain, done_address, done)
-    if error is not None:
-        raise error
-    return 0
+def mmuext_op(domain: Domain, arguments: Sequence[int]) -> int | Continue:
+    """A list of extended operations."""
+    return _run_list(domain, arguments, struct("mmuext_op", domain.width), _one_operation)
 
 
-def _one_operation(domain: Domain, command: int, first: int, second: int) -> None:
+def _one_operation(domain: Domain, request: bytes) -> None:
+    fields = struct("mmuext_op", domain.width).unpack(request)
+    command, first, second = fields["cmd"], fields["arg1"], fields["arg2"]
     name = MMUEXT.get(command, "")
     if name.startswith("pin_"):
-        level = command + 1
-        if level > domain.tables.top_level:
-            raise XenError(ERRNO.EINVAL, f"a pv{domain.width} guest has no L{level} tables")
-        domain.tables.pin(first, level)
+        if command + 1 <= domain.tables.top_level:
+            domain.tables.pin(first, command + 1)
     elif name == "unpin_table":
         domain.tables.unpin(first)
         domain.cpu.flush()
     elif name in ("new_baseptr", "new_user_baseptr"):
         _new_base(domain, first, user=name == "new_user_baseptr")
     elif name in ("tlb_flush_local", "tlb_flush_multi", "tlb_flush_all"):
+        _check_processors(domain, name, second)
         domain.cpu.flush()
     elif name in ("invlpg_local", "invlpg_multi", "invlpg_all"):
+        _check_processors(domain, name, second)
         if domain.space.accessible(first, 1):
             domain.cpu.flush(first)
     elif name in ("flush_cache", "flush_cache_global"):
@@ -152,6 +169,15 @@ def _one_operation(domain: Domain, command: int, first: int, second: int) -> Non
         raise XenError(ERRNO.ENOSYS, f"mmuext command {command}")
 
 
+def _check_processors(domain: Domain, name: str, bitmap: int) -> None:
+    """The set of vcpus of a `multi` command, which has to be readable. Raises XenError(EINVAL)."""
+    if name.endswith("_multi"):
+        try:
+            domain.space.read(bitmap, domain.width // 8)
+        except XenError as error:
+            raise XenError(ERRNO.EINVAL, error.why) from None
+
+
 def _new_base(domain: Domain, mfn: int, user: bool) -> None:
     if user and domain.width == 32:
         raise XenError(ERRNO.EOPNOTSUPP, "pv32 guests have one page-table base")
@@ -163,6 +189,7 @@ def _new_base(domain: Domain, mfn: int, user: bool) -> None:
     if user:
         domain.user_root = mfn
     else:
+        domain.drop_ldt()
         domain.kernel_root = mfn
         domain.cpu.set_page_table(mfn * PAGE_SIZE)
     if old:
@@ -170,26 +197,28 @@ def _new_base(domain: Domain, mfn: int, user: bool) -> None:
 
 
 def _set_ldt(domain: Domain, base: int, entries: int) -> None:
-    if entries > MAX_LDT_ENTRIES or (entries and base & (PAGE_SIZE - 1)):
+    base = base if entries else 0
+    if entries > MAX_LDT_ENTRIES or base & (PAGE_SIZE - 1) or not domain.space.accessible(base, entries * 8):
         raise XenError(ERRNO.EINVAL, f"LDT at {base:#x} with {entries} entries")
-    if entries and not domain.space.accessible(base, entries * 8):
-        raise XenError(ERRNO.EINVAL, f"LDT at {base:#x} is out of reach")
-    domain.ldt_base, domain.ldt_entries = base, entries
-    domain.cpu.reload_tables()
+    if (base, entries) != (domain.ldt_base, domain.ldt_entries):
+        domain.drop_ldt()
+        domain.ldt_base, domain.ldt_entries = base, entries
+        domain.cpu.reload_tables()
 
 
 def _fill_page(domain: Domain, destination: int, source: int | None) -> None:
-    if source is not None and not domain.frames.owned(source):
+    frames = domain.frames
+    if source is not None and not frames.owned(source):
         raise XenError(ERRNO.EINVAL, f"frame {source:#x} is not the domain's")
-    if not domain.frames.owned(destination):
+    if not frames.owned(destination):
         raise XenError(ERRNO.EINVAL, f"frame {destination:#x} is not the domain's")
     try:
-        domain.frames.get_writable(destination)
+        frames.get_writable(destination)
     except XenError as error:
         raise XenError(ERRNO.EINVAL, error.why) from None
     data = bytes(PAGE_SIZE) if source is None else domain.memory.load(source * PAGE_SIZE, PAGE_SIZE)
     domain.memory.store(destination * PAGE_SIZE, data)
-    domain.frames.put_writable(destination)
+    frames.put_writable(destination)
 
 
 @handler("vm_assist")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from runtime.backends.xen.descriptors import checked_descriptor, guest_code_selector, guest_stack_selector
+from runtime.backends.xen.descriptors import checked_descriptor, guest_selector
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_ENTRY, Callback, Domain, Trap
 from runtime.backends.xen.frames import PageType, XenError
-from runtime.backends.xen.hypercalls.dispatch import handler
+from runtime.backends.xen.hypercalls.dispatch import Continue, handler
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, numbers, struct
+from runtime.backends.xen.selectors import FLAT
 
 __all__: list[str] = []
 
 CALLBACK = numbers("callback")
+NMI_VECTOR = 2
 CALLBACK_NAMES = {CALLBACK[name]: name for name in ("event", "failsafe", "syscall", "sysenter", "syscall32")}
 
 
@@ -27,22 +30,26 @@ def _check_code_address(domain: Domain, address: int) -> None:
 
 
 @handler("set_trap_table")
-def set_trap_table(domain: Domain, arguments: Sequence[int]) -> int:
+def set_trap_table(domain: Domain, arguments: Sequence[int]) -> int | Continue:
     """An array of trap_info ended by address 0; NULL clears the table."""
     address = arguments[0]
     if address == 0:
         domain.traps.clear()
         return 0
     layout = struct("trap_info", domain.width)
-    for index in range(257):
-        entry = domain.space.fields(address + index * layout.size, layout)
+    for index in itertools.count():
+        at = address + index * layout.size
+        if index and domain.exhausted:
+            return Continue((at,))
+        domain.work()
+        entry = domain.space.fields(at, layout)
         if entry["address"] == 0:
             break
         _check_code_address(domain, entry["address"])
         domain.traps[entry["vector"]] = Trap(
             entry["flags"] & 3,
             bool(entry["flags"] & 4),
-            guest_code_selector(entry["cs"], domain.width),
+            guest_selector(entry["cs"], domain.width),
             entry["address"],
         )
     return 0
@@ -61,27 +68,17 @@ def set_gdt(domain: Domain, arguments: Sequence[int]) -> int:
     taken: list[int] = []
     try:
         for mfn in frames:
-            take_descriptor_page(domain, mfn)
+            domain.tables.get_type(mfn, PageType.SEGMENT)
             taken.append(mfn)
-    except XenError:
+    except XenError as error:
         for mfn in taken:
             domain.tables.put_type(mfn)
-        raise
+        raise XenError(ERRNO.EINVAL, error.why) from None
     for mfn in domain.gdt_frames:
         domain.tables.put_type(mfn)
     domain.gdt_frames, domain.gdt_entries = frames, entries
     domain.cpu.reload_tables()
     return 0
-
-
-def take_descriptor_page(domain: Domain, mfn: int) -> None:
-    """Type a frame as a descriptor page, checking (and mending) its descriptors. Raises XenError(EINVAL)."""
-    fresh = domain.frames.valid(mfn) and not domain.frames.type_count[mfn]
-    if fresh and domain.frames.owned(mfn):
-        table = domain.frames.memory.entries(mfn)
-        for index in range(512):
-            table[index] = checked_descriptor(int(table[index]), domain.width)
-    domain.tables.get_type(mfn, PageType.SEGMENT)
 
 
 @handler("update_descriptor")
@@ -98,7 +95,7 @@ def update_descriptor(domain: Domain, arguments: Sequence[int]) -> int:
     mfn = address // PAGE_SIZE
     if not domain.frames.owned(mfn):
         raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
-    if domain.frames.type_count[mfn] and domain.frames.kind[mfn] not in (PageType.SEGMENT, PageType.WRITABLE):
+    if not (domain.frames.can_be(mfn, PageType.SEGMENT) or domain.frames.can_be(mfn, PageType.WRITABLE)):
         raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is a page table")
     domain.memory.store(address, descriptor.to_bytes(8, "little"))
     return 0
@@ -107,7 +104,7 @@ def update_descriptor(domain: Domain, arguments: Sequence[int]) -> int:
 @handler("stack_switch")
 def stack_switch(domain: Domain, arguments: Sequence[int]) -> int:
     """The stack for entries from user mode."""
-    domain.kernel_ss = guest_stack_selector(arguments[0] & 0xFFFF, domain.width)
+    domain.kernel_ss = guest_selector(arguments[0] & 0xFFFF, domain.width)
     domain.kernel_sp = arguments[1]
     return 0
 
@@ -117,9 +114,8 @@ def register_callback(domain: Domain, kind: int, callback: Callback) -> int:
     if domain.width == 64 and not canonical(callback.address):
         return -ERRNO.EINVAL
     if kind == CALLBACK["nmi"]:
-        if domain.nmi_address:
-            return -ERRNO.EBUSY
-        domain.nmi_address, domain.nmi_cs = callback.address, callback.cs
+        cs = callback.cs or FLAT[domain.width]["kernel_cs"]
+        domain.traps[NMI_VECTOR] = Trap(0, True, cs, callback.address)
         return 0
     if kind == CALLBACK["sysenter_deprecated"]:
         kind = CALLBACK["sysenter"] if domain.width == 32 else kind
@@ -136,7 +132,7 @@ def set_callbacks(domain: Domain, arguments: Sequence[int]) -> int:
     if domain.width == 32:
         pairs = [("event", arguments[0], arguments[1]), ("failsafe", arguments[2], arguments[3])]
         for name, cs, address in pairs:
-            register_callback(domain, CALLBACK[name], Callback(guest_code_selector(cs, 32), address))
+            register_callback(domain, CALLBACK[name], Callback(guest_selector(cs, 32), address))
     else:
         for name, address in zip(("event", "failsafe", "syscall"), arguments, strict=False):
             register_callback(domain, CALLBACK[name], Callback(0, address))
@@ -151,13 +147,13 @@ def callback_op(domain: Domain, arguments: Sequence[int]) -> int:
         size = domain.width // 8
         data = domain.space.read(address, 12 if domain.width == 32 else 16)
         kind, flags = int.from_bytes(data[0:2], "little"), int.from_bytes(data[2:4], "little")
-        cs = guest_code_selector(int.from_bytes(data[4:8], "little"), 32) if domain.width == 32 else 0
+        cs = guest_selector(int.from_bytes(data[4:8], "little"), 32) if domain.width == 32 else 0
         target = int.from_bytes(data[8 : 8 + size], "little")
         return register_callback(domain, kind, Callback(cs, target, bool(flags & 1)))
     if command == 1:
         kind = domain.space.word(address, 2)
         if kind == CALLBACK["nmi"]:
-            domain.nmi_address = 0
+            domain.traps.pop(NMI_VECTOR, None)
             return 0
         return -ERRNO.EINVAL if kind in CALLBACK_NAMES else -ERRNO.ENOSYS
     return -ERRNO.ENOSYS
@@ -171,6 +167,6 @@ def nmi_op(domain: Domain, arguments: Sequence[int]) -> int:
         target = domain.space.word(address, domain.width // 8)
         return register_callback(domain, CALLBACK["nmi"], Callback(0, target))
     if command == 1:
-        domain.nmi_address = 0
+        domain.traps.pop(NMI_VECTOR, None)
         return 0
     return -ERRNO.ENOSYS

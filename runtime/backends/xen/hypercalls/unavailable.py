@@ -10,9 +10,31 @@ from runtime.backends.xen.layout import ERRNO
 
 __all__: list[str] = []
 
-PHYSDEV_SET_IOPL, PHYSDEV_SET_IOBITMAP = 6, 7
-PHYSDEV_KNOWN = frozenset(range(4, 33))
+IRQ_STATUS_QUERY, SET_IOPL, SET_IOBITMAP, EOI = 5, 6, 7, 12
+PRIVILEGED_PHYSDEV = frozenset({8, 9, 10, 11, 13, 14, 15, 16, 19, 20, 22, 23, 24, 25, 26, 29, 30, 31, 32})
+NEEDS_EOI = 1
+PIRQS = 16
+"""Interrupt numbers that every domain has, bound or not."""
 MAX_IOBITMAP_PORTS = 65536
+REFUSED = {
+    ERRNO.EPERM: ("platform_op", "sysctl", "domctl", "kexec_op", "mca", "console_io", "hypfs_op"),
+    ERRNO.ENOSYS: (
+        "xsm_op",
+        "xenoprof_op",
+        "hvm_op",
+        "tmem_op",
+        "argo_op",
+        "dm_op",
+        "arch_1",
+        "arch_2",
+        "arch_3",
+        "arch_4",
+        "arch_5",
+        "arch_6",
+        "paging_domctl_cont",
+    ),
+    ERRNO.EOPNOTSUPP: ("xenpmu_op",),
+}
 
 
 def _refuse(name: str, error: ERRNO) -> None:
@@ -21,48 +43,40 @@ def _refuse(name: str, error: ERRNO) -> None:
         return -int(error)
 
 
-for _name in ("platform_op", "sysctl", "domctl", "kexec_op", "mca", "xsm_op"):
-    _refuse(_name, ERRNO.EPERM)
-for _name in (
-    "xenoprof_op",
-    "hvm_op",
-    "tmem_op",
-    "argo_op",
-    "xenpmu_op",
-    "dm_op",
-    "hypfs_op",
-    "arch_1",
-    "arch_2",
-    "arch_3",
-    "arch_4",
-    "arch_5",
-    "arch_6",
-    "paging_domctl_cont",
-):
-    _refuse(_name, ERRNO.ENOSYS)
+for _error, _names in REFUSED.items():
+    for _name in _names:
+        _refuse(_name, _error)
 
 
 @handler("physdev_op")
 def physdev_op(domain: Domain, arguments: Sequence[int]) -> int:
     """I/O privilege can be asked for; interrupts and PCI devices there are none."""
     command, address = arguments[0] & 0xFFFFFFFF, arguments[1]
-    if command == PHYSDEV_SET_IOPL:
+    if command == SET_IOPL:
         iopl = domain.space.word(address, 4)
         if iopl > 3:
             return -ERRNO.EINVAL
         domain.iopl = iopl
-        return 0
-    if command == PHYSDEV_SET_IOBITMAP:
+    elif command == SET_IOBITMAP:
         ports = domain.space.word(address + domain.width // 8, 4)
         return -ERRNO.EINVAL if ports > MAX_IOBITMAP_PORTS else 0
-    if command not in PHYSDEV_KNOWN:
+    elif command == IRQ_STATUS_QUERY:
+        if domain.space.word(address, 4) >= PIRQS:
+            return -ERRNO.EINVAL
+        domain.space.write(address + 4, NEEDS_EOI.to_bytes(4, "little"))
+    elif command == EOI:
+        domain.space.word(address, 4)
+        return -ERRNO.EINVAL
+    elif command in PRIVILEGED_PHYSDEV:
+        domain.space.read(address, 4)
+        return -ERRNO.EPERM
+    else:
         return -ERRNO.ENOSYS
-    domain.space.read(address, 4)
-    return -ERRNO.EPERM
+    return 0
 
 
 @handler("physdev_op_compat")
 def physdev_op_compat(domain: Domain, arguments: Sequence[int]) -> int:
     """The 2005 form: the command stands in front of its argument."""
     command = domain.space.word(arguments[0], 4)
-    return physdev_op(domain, (command, arguments[0] + (4 if domain.width == 32 else 8)))
+    return physdev_op(domain, (command, arguments[0] + domain.width // 8))

@@ -13,10 +13,13 @@ __all__ = ["MAJOR", "MINOR"]
 
 MAJOR, MINOR = 4, 17
 COMMANDS = names("version")
-PV_FEATURES = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 16
+FEATURES = 1 << 5 | 1 << 6 | 1 << 7 | 1 << 13 | 1 << 16
 """mmu_pt_update_preserve_ad, highmem_assist, gnttab_map_avail_bits, memory_op_vnode, not_direct_mapped."""
 PAE_PGDIR_ABOVE_4GB = 1 << 4
-CONSOLE_CHUNK = 1 << 16
+PAE_EXTENDED_CR3 = 1 << 3
+CAPABILITIES = "xen-3.0-x86_64 xen-3.0-x86_32p "
+DENIED = "<denied>"
+"""What an unprivileged domain reads of the command line."""
 
 
 def _text(value: str, size: int) -> bytes:
@@ -27,7 +30,6 @@ def _text(value: str, size: int) -> bytes:
 def xen_version(domain: Domain, arguments: Sequence[int]) -> int:
     """Who is there; what only a privileged domain may know reads as denied."""
     name, address = COMMANDS.get(arguments[0] & 0xFFFFFFFF, ""), arguments[1]
-    size = domain.width // 8
     if name == "version":
         return MAJOR << 16 | MINOR
     if name == "pagesize":
@@ -36,15 +38,14 @@ def xen_version(domain: Domain, arguments: Sequence[int]) -> int:
         return _features(domain, address)
     if name == "build_id":
         return -ERRNO.EPERM
-    capabilities = "xen-3.0-x86_64 xen-3.0-x86_32p "
     content = {
         "extraversion": _text(".0-pvpatch", 16),
-        "compile_info": _text("<denied>", 64) + _text("<denied>", 16) * 1 + _text("<denied>", 32) * 2,
-        "capabilities": _text(capabilities, 1024),
-        "changeset": _text("<denied>", 64),
-        "platform_parameters": domain.hole[0].to_bytes(size, "little"),
+        "compile_info": _text("model", 64) + _text("pvpatch", 16) + _text("virtual", 32) + _text("", 32),
+        "capabilities": _text(CAPABILITIES, 1024),
+        "changeset": _text("none: a model", 64),
+        "platform_parameters": domain.hole[0].to_bytes(domain.width // 8, "little"),
         "guest_handle": domain.domid.to_bytes(16, "little"),
-        "commandline": _text("<denied>", 1024),
+        "commandline": _text(DENIED, 1024),
     }.get(name)
     if content is None:
         return -ERRNO.ENOSYS
@@ -56,23 +57,8 @@ def _features(domain: Domain, address: int) -> int:
     """struct {submap_idx u32, submap u32}; there is one submap."""
     if domain.space.word(address, 4):
         raise XenError(ERRNO.EINVAL, "there is only submap 0")
-    features = PV_FEATURES
-    if domain.width == 64 or domain.vm_assist & 1 << 3:
+    features = FEATURES
+    if domain.vm_assist & PAE_EXTENDED_CR3:
         features |= PAE_PGDIR_ABOVE_4GB
     domain.space.write(address + 4, features.to_bytes(4, "little"))
     return 0
-
-
-@handler("console_io")
-def console_io(domain: Domain, arguments: Sequence[int]) -> int:
-    """The emergency console: only for a domain that the toolstack gave it to."""
-    if not domain.privileged_console:
-        raise XenError(ERRNO.EPERM, "this domain does not own the hypervisor's console")
-    command, count, address = arguments[0] & 0xFFFFFFFF, arguments[1] & 0x7FFFFFFF, arguments[2]
-    if command == 0:
-        while count:
-            chunk = domain.space.read(address, min(count, CONSOLE_CHUNK))
-            domain.console_output += chunk
-            address, count = address + len(chunk), count - len(chunk)
-        return 0
-    return 0 if command == 1 else -ERRNO.ENOSYS
