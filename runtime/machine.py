@@ -19,6 +19,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import answer
 from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
+from runtime.cpu.implicit import reads_descriptors
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.ports import PORT_MNEMONICS, port_allowed
 from runtime.cpu.start import enter_guest
@@ -52,6 +53,7 @@ _CODES_BY_OUTCOME = {
     Outcome.INTERRUPTED: 130,
 }
 
+_USER = 3
 _ENDS_OF_ITS_OWN = (Outcome.POWERED_OFF, Outcome.REBOOTED, Outcome.HALTED, Outcome.EXITED)
 
 
@@ -323,6 +325,14 @@ class Machine:
         self.stats.exceptions[vector] += 1
         if not self.hypervisor.on_event(event):
             self.deliver(event)
+
+    def page_fault(self, address: int, error_code: int) -> None:
+        """From the CPU: see `CpuEvents.page_fault`."""
+        if self.cpu.cpl == _USER and reads_descriptors(self.linear.try_read(self._code_address(0), 15), self.cpu):
+            if self.cpu.run_as_supervisor():
+                return
+        self.cpu.state.cr[2] = address
+        self.exception(fl.PAGE_FAULT, error_code, False)
 
     def _code_address(self, offset: int) -> int:
         """Linear address of RIP + `offset`."""

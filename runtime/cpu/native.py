@@ -11,10 +11,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import platform
+from typing import Any
 
 from pvpatch.abi.errors import PvpatchError
 from runtime.cpu.assemble import assemble64
 from runtime.cpu.layout import CpuState
+from runtime.cpu.walker_code import walker_source
 
 __all__ = ["UNITS_PER_NS", "ControlBlock", "NativeCode"]
 
@@ -43,6 +45,18 @@ class ControlBlock(ctypes.Structure):
         ("tsc_cost", ctypes.c_uint64),
         ("watch_level", ctypes.c_uint64),
         ("watch_callback", ctypes.c_uint64),
+        ("engine", ctypes.c_uint64),
+        ("uc_ctl", ctypes.c_uint64),
+        ("ram", ctypes.c_uint64),
+        ("last_entry", ctypes.c_uint64),
+        ("executed", ctypes.c_uint64),
+        ("executed_pages", ctypes.c_uint64),
+        ("large_marks", ctypes.c_uint64 * 3),
+        ("supervisor", ctypes.c_uint64),
+        ("walk", ctypes.c_uint64 * 4),
+        ("fault", ctypes.c_uint64),
+        ("fault_code", ctypes.c_uint64),
+        ("fault_page", ctypes.c_uint64),
     )
     now: int
     limit: int
@@ -63,6 +77,23 @@ class ControlBlock(ctypes.Structure):
     watch_level: int
     """New blocks below this privilege level number are not reported."""
     watch_callback: int
+    engine: int
+    uc_ctl: int
+    ram: int
+    """Host address of guest-physical 0."""
+    last_entry: int
+    """Highest guest-physical address at which a page-table entry may lie."""
+    executed: int
+    """Host address of one byte per page: not zero once code of it has been fetched."""
+    executed_pages: int
+    large_marks: Any
+    """Host addresses of the emulator's notes on large pages, per MMU mode."""
+    supervisor: int
+    """Not zero: user accesses are checked as supervisor accesses (descriptor loads of user code)."""
+    walk: Any
+    fault: int
+    fault_code: int
+    fault_page: int
 
 
 _FIELD = {name: getattr(ControlBlock, name).offset for name, _ in ControlBlock._fields_}
@@ -164,6 +195,7 @@ class NativeCode:
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)
+        self.fill_tlb = self._place(walker_source(_FIELD))
         self.count = self._place(_COUNT)
         self.open_bus_read = self._place(_OPEN_BUS_READ)
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)

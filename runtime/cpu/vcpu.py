@@ -20,8 +20,10 @@ from unicorn import x86_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from runtime.cpu import flags as fl
+from runtime.cpu.calibrate import engine_facts
 from runtime.cpu.layout import CpuState, locate_state
-from runtime.cpu.native import ControlBlock, NativeCode
+from runtime.cpu.native import UNITS_PER_NS, ControlBlock, NativeCode
+from runtime.cpu.walker_code import PAGE_FAULT
 from runtime.memory import GuestMemory
 
 __all__ = ["CpuEvents", "Stop", "VCpu"]
@@ -65,6 +67,9 @@ class CpuEvents(Protocol):
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         """An exception or INT n. RIP is where the frame must point: at the instruction for faults,
         after it for traps and software interrupts."""
+
+    def page_fault(self, address: int, error_code: int) -> None:
+        """An access that the page tables do not allow; RIP is on the instruction, CR2 not yet set."""
 
     def invalid_opcode(self) -> None:
         """An instruction that this CPU does not have; RIP is on it."""
@@ -114,7 +119,18 @@ class VCpu:
         control.cpu = ctypes.addressof(self.state)
         control.emu_stop = ctypes.cast(uclib.uc_emu_stop, ctypes.c_void_p).value or 0
         control.deadline = control.limit = (1 << 64) - 1
-        control.tsc_cost = TSC_READ_COST_NS * 4
+        control.tsc_cost = TSC_READ_COST_NS * UNITS_PER_NS
+        control.engine = self.handle.value
+        control.uc_ctl = ctypes.cast(uclib.uc_ctl, ctypes.c_void_p).value or 0
+        control.ram = self.memory.host_address
+        control.last_entry = self.memory.total - 8
+        pages = self.memory.total >> 12
+        self._executed = (ctypes.c_uint8 * pages)()
+        control.executed, control.executed_pages = ctypes.addressof(self._executed), pages
+        facts = engine_facts()
+        cpu = ctypes.addressof(self.state)
+        control.large_marks = (ctypes.c_uint64 * 3)(*(cpu + offset for offset in facts.large_marks))
+        self._missed_address = ctypes.c_uint64.from_address(self.handle.value + facts.missed_address)
         self.use_guest_interrupt_flag()
 
     def _map_memory(self) -> None:
@@ -203,6 +219,8 @@ class VCpu:
             return 1
 
         insn = uc_const.UC_HOOK_INSN
+        self.uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
+        self.add_hook(uc_const.UC_HOOK_TLB_FILL, self.native.fill_tlb, control)
         self.add_hook(uc_const.UC_HOOK_BLOCK, self.native.block, control)
         self.add_hook(uc_const.UC_HOOK_INTR, _INTR(self._guarded(interrupt, None)))
         self.add_hook(uc_const.UC_HOOK_INSN_INVALID, _PLAIN(self._guarded(invalid, 1)))
@@ -368,6 +386,35 @@ class VCpu:
             return False
         return not self.state.hflags & fl.HF_INHIBIT_IRQ
 
+    def _refused(self) -> None:
+        """The walker found no way for an access: RIP is on the instruction."""
+        control = self.control
+        kind, control.fault = control.fault, 0
+        try:
+            if kind == PAGE_FAULT:
+                address = self._missed_address.value
+                if address & ~0xFFF != control.fault_page:
+                    address = control.fault_page  # the second page of an access that crosses a boundary
+                self.events.page_fault(address, control.fault_code)
+            else:
+                self.events.exception(fl.GP, 0, False)
+        except BaseException as error:
+            self.failure = error
+
+    def run_as_supervisor(self) -> bool:
+        """Run one instruction whose memory accesses are all checked as supervisor accesses.
+
+        False if it faulted even so (nothing is delivered).
+        """
+        control = self.control
+        control.supervisor = 1
+        error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 1)
+        control.supervisor = 0
+        self.flush_tlb()
+        faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault
+        control.fault = 0
+        return not faulted
+
     def run(self) -> Stop:
         """Execute until a block boundary where something is to be done, or a halt.
 
@@ -376,6 +423,9 @@ class VCpu:
         control = self.control
         control.stopped = 0
         error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
+        while error == uc_const.UC_ERR_EXCEPTION and control.fault and self.failure is None:
+            self._refused()
+            error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
         control.force = 0
         if self.failure is not None:
             failure, self.failure = self.failure, None

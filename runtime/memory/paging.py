@@ -29,6 +29,8 @@ PTE_ACCESSED = 0x20
 PTE_DIRTY = 0x40
 PTE_LARGE = 0x80
 PTE_NX = 1 << 63
+PHYSICAL_RESERVED = 0x000F_FF00_0000_0000
+"""Bits 40 to 51: physical addresses have 40 bits (CPUID 0x80000008)."""
 _FRAME = 0x000F_FFFF_FFFF_F000
 
 ERROR_PRESENT = 1
@@ -116,7 +118,7 @@ def translate(
         return Translation(linear & 0xFFFFFFFF, 1 << 12, True, True, True)
     nx_on = bool(efer & EFER_NXE)
     access = (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0)
-    if fetch and (nx_on or cr4 & CR4_SMEP):
+    if fetch and (nx_on and cr4 & CR4_PAE or cr4 & CR4_SMEP):
         access |= ERROR_FETCH
     wide = mode is not PagingMode.LEVELS2
     load = memory.load_u64 if wide else memory.load_u32
@@ -129,7 +131,7 @@ def translate(
         if not entry & PTE_PRESENT:
             raise PageFault(linear, access)
         is_pdpte = mode is PagingMode.PAE and level == 0
-        if entry & PTE_NX and wide and not nx_on:
+        if wide and not is_pdpte and entry & (PHYSICAL_RESERVED if nx_on else PHYSICAL_RESERVED | PTE_NX):
             raise PageFault(linear, access | ERROR_PRESENT | ERROR_RESERVED)
         if not is_pdpte:
             writable = writable and bool(entry & PTE_WRITE)

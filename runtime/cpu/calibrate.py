@@ -1,0 +1,147 @@
+"""Facts about this build of Unicorn that only a running guest shows, found once per process.
+
+A scratch engine runs a few instructions in known states; what they leave in memory gives the
+places of fields that no interface names. Anything unexpected refuses the build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import unicorn
+from unicorn import unicorn_const as uc_const
+from unicorn.unicorn_py3.unicorn import uclib
+
+from runtime.cpu import flags as fl
+from runtime.cpu.layout import CpuState, UnknownCpuLayout, locate_state
+
+__all__ = ["EngineFacts", "engine_facts"]
+
+_TABLES, _CODE, _TOP = 0x1000, 0x2000, 0xC0000000
+_STEP = 64
+_MISS = 0xC0BAD123
+_LARGE_MASK = 0xFFFF_FFFF_FFC0_0000
+_SEARCH_BELOW = 0x10000
+_ENGINE_SIZE = 0x1000
+_INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_FILL = ctypes.CFUNCTYPE(
+    ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """Offsets in bytes."""
+
+    missed_address: int
+    """In the engine: the exact address of an access that the TLB hook refused."""
+    large_marks: tuple[int, int, int]
+    """From the CPU structure (negative): per MMU mode, (address, mask) of the region that large pages
+    cover, in which the emulator answers INVLPG by a full flush."""
+
+
+def _refuse(what: str) -> UnknownCpuLayout:
+    return UnknownCpuLayout(f"this Unicorn behaves differently from the known one: {what}", "install unicorn==2.1.4")
+
+
+class _Scratch:
+    """An engine with 32-bit paging on: linear 0xC0000000 is a 4 MiB page on physical 0."""
+
+    def __init__(self) -> None:
+        self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self.state: CpuState = locate_state(self.uc)
+        self.keep: list[Any] = []
+        self.start = _TOP + _CODE
+        self.uc.mem_map(0, 0x400000)
+        self.uc.ctl_exits_enabled(True)
+        self.uc.ctl_set_exits([])
+        self.uc.mem_write(_TABLES + (_TOP >> 22) * 4, struct.pack("<I", 0xE7))
+
+    def run(self, code: bytes, cpl: int) -> int:
+        """Run `code` until its HLT, an exception or a miss; gives Unicorn's error number."""
+        self.start += _STEP  # never over translated code
+        self.uc.mem_write(self.start - _TOP, code)
+        state = self.state
+        state.efer, state.old_exception = 0, -1
+        state.cr[0], state.cr[3], state.cr[4] = 0x80000011, _TABLES, 0x10
+        for index in range(6):
+            segment = state.segments[index]
+            segment.base, segment.limit = 0, 0xFFFFFFFF
+            segment.flags = 0x00C0FB00 if index == fl.CS else 0x00C0F300
+        state.hflags = fl.HF_PE | fl.HF_CS32 | fl.HF_SS32 | cpl
+        return int(uclib.uc_emu_start(self.uc._uch, self.start, 0, 0, 0))
+
+    def hook(self, kind: int, function: Any) -> None:
+        """Register a C callback."""
+        self.keep.append(function)
+        handle = ctypes.c_size_t()
+        pointer = ctypes.cast(function, ctypes.c_void_p)
+        one, none = ctypes.c_uint64(1), ctypes.c_uint64(0)
+        uclib.uc_hook_add(self.uc._uch, ctypes.byref(handle), kind, pointer, None, one, none)
+
+
+def _large_mark(scratch: _Scratch, cpl: int) -> int:
+    """Offset from the CPU structure of the note that a large page in use leaves."""
+    scratch.run(b"\xa1" + struct.pack("<I", _TOP + 0x3000) + b"\xf4", cpl)
+    end = ctypes.addressof(scratch.state)
+    memory = ctypes.string_at(end - _SEARCH_BELOW, _SEARCH_BELOW)
+    note = struct.pack("<QQ", _TOP, _LARGE_MASK)
+    position = memory.find(note)
+    if position < 0 or memory.find(note, position + 1) >= 0:
+        raise _refuse("large pages are noted elsewhere")
+    uclib.uc_ctl(scratch.uc._uch, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | 1 << 30))
+    return position - _SEARCH_BELOW
+
+
+def _check_exception_fields(scratch: _Scratch) -> None:
+    """A page fault must show in error code, old exception and next RIP, at our offsets."""
+    seen: list[tuple[int, int, int, int, int]] = []
+    state = scratch.state
+
+    def interrupt(_uc: int, vector: int, _data: int) -> None:
+        seen.append(
+            (vector, state.error_code, state.old_exception, state.exception_next_rip, state.exception_is_int)
+        )
+        state.old_exception = -1
+        uclib.uc_emu_stop(scratch.uc._uch)
+
+    scratch.hook(uc_const.UC_HOOK_INTR, _INTR(interrupt))
+    scratch.run(b"\xa3" + struct.pack("<I", _MISS) + b"\xf4", 3)
+    fault = (14, 6, 14, scratch.start, 0)
+    scratch.run(b"\xcd\x30\xf4", 3)
+    if seen != [fault, (0x30, 0, -1, scratch.start + 2, 1)]:
+        raise _refuse(f"exceptions are recorded as {seen}")
+
+
+def _missed_address(scratch: _Scratch) -> int:
+    """Offset in the engine of the address that the TLB hook refused."""
+
+    def fill(_uc: int, page: int, _access: int, entry: int, _data: int) -> bool:
+        ctypes.c_uint64.from_address(entry).value = page & 0x3FFFFF
+        ctypes.c_uint32.from_address(entry + 8).value = uc_const.UC_PROT_ALL
+        return bool(page != _MISS & ~0xFFF)
+
+    scratch.uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
+    scratch.hook(uc_const.UC_HOOK_TLB_FILL, _FILL(fill))
+    error = scratch.run(b"\xa1" + struct.pack("<I", _MISS) + b"\xf4", 0)
+    engine = ctypes.string_at(scratch.uc._uch.value, _ENGINE_SIZE)
+    places = [
+        offset for offset in range(0, _ENGINE_SIZE, 8) if engine[offset : offset + 8] == struct.pack("<Q", _MISS)
+    ]
+    if error != uc_const.UC_ERR_EXCEPTION or len(places) != 1 or scratch.state.rip != scratch.start:
+        raise _refuse("a refused translation is reported differently")
+    return places[0]
+
+
+@cache
+def engine_facts() -> EngineFacts:
+    """Run the experiments. Raises `UnknownCpuLayout` if any of them comes out differently."""
+    scratch = _Scratch()
+    user, kernel = _large_mark(scratch, 3), _large_mark(scratch, 0)
+    stride = kernel - user
+    _check_exception_fields(scratch)
+    return EngineFacts(_missed_address(scratch), (user - stride, user, kernel))
