@@ -206,6 +206,7 @@ class LguestModel:
         number, *rest = (gpr[i] & 0xFFFFFFFF for i in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI))
         gpr[fl.RAX] = number
         self.hypercalls.call(number, (rest[0], rest[1], rest[2], rest[3]))
+        self.interrupt_changed()
 
     def _page_fault(self, error_code: int) -> None:
         """Fill the shadow, or hand the fault to the guest."""

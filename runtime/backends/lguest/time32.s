@@ -151,6 +151,9 @@ event_wrong:
   jne event_wrong
   FLAT_IN
   and dword ptr [LD_blocked_interrupts], 0xfffffffe
+  mov eax, HC_flush_async
+  HYPERCALL
+  mov eax, 0
   FLAT_OUT
   popfd
   retf
