@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from pvpatch.abi.spec import load_spec
 from rewriter.emit.binding import Refused, bind, match, mnemonic_name
-from rewriter.emit.marshal import refusal
+from rewriter.emit.marshal import refusal, spares_stack
 from rewriter.emit.reach import Reach
 from rewriter.tactics import Patchable
+from rewriter.tactics.liveness import dead_registers, stackless_after
 from rewriter.tactics.view import CodeView
 
 __all__ = ["Bound", "bind_sites"]
@@ -48,6 +49,9 @@ def bind_sites(view: CodeView, reach: Reach, addresses: Iterable[int], foreign: 
             assert instruction is not None
             paired[instruction.next_ip] = address
             calls[instruction.next_ip] = found.binding.call
+    for address, reason in _without_stack(view, sites).items():
+        del sites[address]
+        kept[address] = reason
     return Bound(sites, kept, calls, paired)
 
 
@@ -76,6 +80,28 @@ def _bind_one(view: CodeView, reach: Reach, address: int) -> Patchable | str:
         assert following is not None
         end = following.next_ip
     return Patchable(address, bits, binding, end)
+
+
+def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> dict[int, str]:
+    """Sites that run when SS is new and the stack pointer is still the old one.
+
+    The new segment may have another base, or no room at all, so no thunk may touch the stack
+    there, not even to give back a register.
+    """
+    refused: dict[int, str] = {}
+    for address, site in sites.items():
+        if not site.binding.loads_ss:
+            continue
+        zone = () if site.binding.copies else stackless_after(view, site.end)
+        if zone is None:
+            continue
+        dead = dead_registers(view, site.end, site.bits)
+        if not spares_stack(site.binding, site.bits, dead):
+            refused[address] = "it loads SS, and no register is free to come back without a stack"
+        for inside in zone:
+            if inside in sites:
+                refused[inside] = "no stack is known to exist: SS was loaded and the stack pointer not yet"
+    return refused
 
 
 def _why_kept(name: str, bits: int) -> str:

@@ -69,14 +69,15 @@ def _program_header(image: Image, form: _Class, resident: Resident, offset: int,
 
 
 def _grow_program_table(payload: bytes, form: _Class, header: bytes, edits: Edits) -> None:
-    """Put the new entry behind the last PT_LOAD: loaders want them in rising order."""
+    """Put the new entry among the PT_LOADs, which stand in rising order of their addresses."""
     phoff = struct.unpack_from(form.phoff[1], payload, form.phoff[0])[0]
     size, count = struct.unpack_from("<HH", payload, form.counts)
     if size != form.program.size or count == 0xFFFF:
         raise ImageError("its program header table has an unusual shape")
     rows = [payload[phoff + index * size : phoff + (index + 1) * size] for index in range(count)]
     loads = [index for index, row in enumerate(rows) if struct.unpack_from("<I", row)[0] == _PT_LOAD]
-    rows.insert(loads[-1] + 1, header)
+    place = next((index for index in loads if _physical(form, rows[index]) > _physical(form, header)), loads[-1] + 1)
+    rows.insert(place, header)
     table = b"".join(rows)
     edits.change(form.counts + 2, struct.pack("<H", count + 1), "header", "one program header more")
     if _free(payload, form, phoff + count * size, phoff + len(table)):
@@ -86,6 +87,11 @@ def _grow_program_table(payload: bytes, form: _Class, header: bytes, edits: Edit
         edits.change(form.phoff[0], struct.pack(form.phoff[1], edits.end), "header",
                      "the program headers moved to the end")
         edits.append(table, "program headers", None)
+
+
+def _physical(form: _Class, row: bytes) -> int:
+    """p_paddr of a program header."""
+    return int(form.program.unpack(row)[4 if form.program.size == 56 else 3])
 
 
 def _free(payload: bytes, form: _Class, start: int, end: int) -> bool:

@@ -29,12 +29,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class StubPlace:
-    """Physical addresses that the stub is built for."""
+    """Physical addresses that the stub is built for; ``image_end`` is 0 when the block is behind the image."""
 
     code: int
     reserve: tuple[int, int]
     buffer: int
     stack_top: int
+    image_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def _symbols(place: StubPlace) -> dict[str, int]:
     return {
         "RES_START": place.reserve[0],
         "RES_END": place.reserve[1],
+        "IMAGE_END": place.image_end or 0xFFFFFFFF,
         "BUFFER": place.buffer,
         "BUFFER_END": place.buffer + MAP_BUFFER,
         "STACK_TOP": place.stack_top,

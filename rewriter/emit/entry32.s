@@ -3,7 +3,8 @@
 # Runs at its physical address with flat segments and paging off (Multiboot 1 section 3.2,
 # Multiboot 2 section 3.3, Linux boot.rst "32-bit boot protocol", Xen's pvh.pandoc). It keeps
 # every general register, and does its work once.
-# Symbols given: RES_START RES_END BUFFER BUFFER_END STACK_TOP, and per entry the text that
+# Symbols given: RES_START RES_END IMAGE_END (all ones: the block is behind the image) BUFFER
+# BUFFER_END STACK_TOP, and per entry the text that
 # `rewriter.emit.entry` puts at the front (labels entry_N) and at the back (labels leave_N).
 
 save:
@@ -43,17 +44,29 @@ finish:
   mov ebp, [saved+24]
   jmp dword ptr [leave]
 
-# Multiboot 1: the map is copied into the buffer; mem_upper ends before the block.
+# Multiboot 1: the map is copied into the buffer. mem_upper tells only of memory without holes
+# from 1 MiB on; it ends before the block now, unless the block lies below the image and more
+# memory lies above: then it stays, as the memory map rules and mem_upper would lose the most.
 multiboot1:
   mov ebp, ebx
   test dword ptr [ebp], 1
   jz no_upper
+  mov ecx, [ebp+8]
+  add ecx, 1024
   mov eax, RES_START
   shr eax, 10
+  cmp ecx, eax
+  jbe no_upper
   sub eax, 1024
   jbe no_upper
-  cmp [ebp+8], eax
-  jbe no_upper
+  mov edx, IMAGE_END
+  shr edx, 10
+  cmp ecx, edx
+  jbe lower
+  sub ecx, edx
+  cmp ecx, eax
+  ja no_upper
+lower:
   mov [ebp+8], eax
 no_upper:
   test dword ptr [ebp], 0x40

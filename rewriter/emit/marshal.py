@@ -18,7 +18,7 @@ from rewriter.emit.binding import Refused
 from rewriter.emit.moves import in_place, load_all, load_source, reads
 from rewriter.emit.operands import Address, Binding, Destination, InMemory, InRegister, OnStack, Source
 
-__all__ = ["RED_ZONE", "Surroundings", "emit_binding", "refusal"]
+__all__ = ["RED_ZONE", "Surroundings", "emit_binding", "refusal", "spares_stack"]
 
 RED_ZONE = 128  # bytes below the stack pointer that a leaf function may own (System V AMD64 ABI 3.2.2)
 _SAVE_ORDER = (0, 2, 1, 3, 6, 7, 5, *range(8, 16))
@@ -62,6 +62,11 @@ def refusal(binding: Binding, bits: int, *, called: bool) -> str:
     except Refused as reason:
         return str(reason)
     return ""
+
+
+def spares_stack(binding: Binding, bits: int, dead: tuple[int, ...]) -> bool:
+    """Whether a load of SS can be done without the stack once SS has changed."""
+    return _Marshal(Assembly(bits), binding, Surroundings(dead=dead)).stash()
 
 
 def _emit_stacked(asm: Assembly, binding: Binding, slot: int, around: Surroundings) -> None:
@@ -129,7 +134,7 @@ class _Marshal:
 
     def emit(self, slot: int) -> None:
         """The whole thunk of the binding."""
-        if self.binding.loads_ss and self._stash():
+        if self.binding.loads_ss and self.stash():
             self._emit_without_stack(slot)
         else:
             self._enter()
@@ -303,7 +308,7 @@ class _Marshal:
 
     # ---- loading SS ------------------------------------------------------------------
 
-    def _stash(self) -> bool:
+    def stash(self) -> bool:
         """Find dead registers to keep the saved ones in; False when there are too few."""
         if self.around.bias or self.binding.pops or self.binding.copies:
             return False

@@ -25,6 +25,7 @@ from rewriter.tactics.window import needs_return_address
 __all__ = ["PatchJob", "patch_payload"]
 
 _PAGE = 4096
+_LOWEST = 2 << 20  # physical address below which firmware and old devices have their places
 _ENTRY_SIZE = 5
 _STUB_PROTOCOLS = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh", "elf")
 
@@ -38,7 +39,6 @@ class PatchJob:
     reach: Reach
     bound: Bound
     plan: Plan
-    physical: int
     pieces: dict[int, tuple[Piece, ...]]
     resident: Resident
     edits: Edits
@@ -59,9 +59,8 @@ def patch_payload(image: Image, view: CodeView, addresses: Iterable[int], foreig
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
     requests = tuple(_request(image, context, window, pieces[window.start]) for window in plan.windows)
-    physical = _resident_address(image)
     entries = tuple(Entry(point) for point in _stub_entries(image))
-    build = partial(build_resident, physical, _main_delta(image), _widths(plan), requests)
+    build = partial(_build, image, _widths(plan), requests)
     edits = Edits(image.payload)
     if image.kind == "flat":
         entries = tuple(Entry(entry.point, bytes(_ENTRY_SIZE)) for entry in entries)
@@ -75,18 +74,30 @@ def patch_payload(image: Image, view: CodeView, addresses: Iterable[int], foreig
         delta = image.entries[0].address - image.entries[0].physical
         block_offset = elf_writer.add_resident(image, resident, delta, edits)
     _redirect_entries(image, resident, edits)
-    return PatchJob(image, view, reach, bound, plan, physical, pieces, resident, edits, block_offset)
+    return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset)
 
 
 # ---- what is asked of the resident block ----------------------------------------------------
 
 
-def _resident_address(image: Image) -> int:
+def _build(image: Image, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...], entries: tuple[Entry, ...]
+           ) -> Resident:
+    """The block behind the image, or below it where there is room.
+
+    Below is better: kernels take the memory behind their end for their first allocations, some
+    by numbers that the memory map does not change.
+    """
     end = max(segment.paddr + segment.mem_size for segment in image.segments)
-    address = -(-end // _PAGE) * _PAGE
-    if address >= 1 << 31:
+    behind = -(-end // _PAGE) * _PAGE
+    if behind >= 1 << 31:
         raise ImageError("the image ends above 2 GiB of physical memory", hint="the resident block must lie below")
-    return address
+    delta = _main_delta(image)
+    resident = build_resident(behind, delta, widths, requests, entries, 0)
+    start = min(segment.paddr for segment in image.segments)
+    below = (start - resident.memory_size) // _PAGE * _PAGE
+    if image.kind == "flat" or below < _LOWEST:
+        return resident
+    return build_resident(below, delta, widths, requests, entries, end)
 
 
 def _main_delta(image: Image) -> int:

@@ -76,10 +76,11 @@ class _Layout:
 
 
 def build_resident(physical: int, virtual_delta: int, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...],
-                   entries: tuple[Entry, ...]) -> Resident:
+                   entries: tuple[Entry, ...], image_end: int) -> Resident:
     """Lay out and encode the block at ``physical``.
 
-    ``virtual_delta`` is the kernel's virtual - physical distance, for the locator.
+    ``virtual_delta`` is the kernel's virtual - physical distance, for the locator;
+    ``image_end`` the physical end of an image that the block lies below, else 0.
     """
     layout = _lay_out(widths, sum(request.pointer for request in requests))
     assert layout.pages is not None
@@ -92,6 +93,7 @@ def build_resident(physical: int, virtual_delta: int, widths: tuple[int, ...], r
         reserve=(physical, physical + memory_size),
         buffer=physical + buffer,
         stack_top=physical + memory_size,
+        image_end=image_end,
     )
     stub = assemble_stubs(entries, place)
     if len(stub.code) > _STUB_ROOM:

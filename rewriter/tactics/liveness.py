@@ -8,7 +8,7 @@ from rewriter.emit.assembly import GPR64
 from rewriter.emit.relocate import is_direct_branch
 from rewriter.tactics.view import CodeView
 
-__all__ = ["dead_registers", "red_zone_live"]
+__all__ = ["dead_registers", "red_zone_live", "stackless_after"]
 
 RED_ZONE = 128
 _LIMIT = 400  # instructions followed before the answer is the cautious one
@@ -43,6 +43,38 @@ def dead_registers(view: CodeView, address: int, bits: int) -> tuple[int, ...]:
             break
         address = instruction.next_ip
     return tuple(dead)
+
+
+def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
+    """Instructions from ``address`` (behind a load of SS) that run before the guest sets its stack pointer.
+
+    None when the guest uses its stack first: then the stack is the same as before. A far jump
+    counts as one that runs without a stack.
+    """
+    zone: list[int] = []
+    for _ in range(32):
+        instruction = view.at(address)
+        if instruction is None or _uses_stack(instruction):
+            return None
+        if _changes_stack(instruction):
+            return tuple(zone)
+        zone.append(address)
+        if instruction.is_jmp_far or instruction.is_jmp_far_indirect:
+            return tuple(zone)
+        if is_direct_branch(instruction) and instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
+            address = instruction.near_branch_target
+        elif instruction.flow_control in (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH):
+            address = instruction.next_ip
+        else:
+            return None
+    return None
+
+
+def _uses_stack(instruction: Instruction) -> bool:
+    if instruction.stack_pointer_increment or instruction.memory_base in _STACK:
+        return True
+    return any(used.register in _STACK and used.access in _READ
+               for used in _INFO.info(instruction).used_registers())
 
 
 def red_zone_live(view: CodeView, address: int) -> bool:
