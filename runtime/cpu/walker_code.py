@@ -7,7 +7,10 @@ every paging mode; the rules of translation are those of `runtime.memory.paging`
 chapter 4), with which tests compare it.
 
 A page becomes executable with its first instruction fetch; all cached translations are dropped
-then, because another one may allow writing to it without notice.
+then, because another one may allow writing to it without notice. From then on every writable
+translation of that page is executable too, even where the tables say NX: only so does the emulator
+see that its code changes (a kernel writes code through a data mapping). Such a mapping is given for
+the write alone, so that fetching through it still faults unless it was written just before.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ def walker_source(field: Mapping[str, int]) -> str:
     jl paging
     mov ecx, ebp
     mov eax, 64
+    mov r12d, 2
     jmp permissions
 paging:
     test dword ptr [{efer}], 0x400
@@ -159,6 +163,10 @@ next_entry:
     and r12d, eax
     or r13, rax
     mov rdx, {_RESERVED:#x}
+    test dword ptr [{efer}], 0x800
+    jne nx_defined
+    bts rdx, 63
+nx_defined:
     test rax, rdx
     jne reserved_bit
     cmp ecx, 12
@@ -205,11 +213,6 @@ small_leaf:
     and rcx, rax
 
 leaf:
-    bt r13, 63
-    jae user_or_supervisor
-    test dword ptr [{efer}], 0x800
-    je reserved_bit
-user_or_supervisor:
     mov edx, dword ptr [{hflags}]
     and edx, 3
     cmp edx, 3
@@ -281,12 +284,17 @@ executable:
     cmp byte ptr [r14 + rsi], 0
     je done
     bt r13, 63
-    jb done
+    jb alias
     test dword ptr [{cr4}], 0x100000
-    je may_execute
+    je watched_for_code
     test r12d, 4
+    je watched_for_code
+alias:
+    and edx, 5
+    cmp edi, {_WRITE}
     jne done
-may_execute:
+    or edx, 2
+watched_for_code:
     or edx, 4
     jmp done
 fetch:

@@ -40,8 +40,27 @@ _OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
     "out": (b"\xe6", b"\xe7", b"\xee", b"\xef"),
     **dict.fromkeys(("insb", "insw", "insd"), (b"\x6c", b"\x6d")),
     **dict.fromkeys(("outsb", "outsw", "outsd"), (b"\x6e", b"\x6f")),
+    **dict.fromkeys(("mov cs", "mov ss"), (b"\x8c",)),
+    "push cs": (b"\x0e",),
+    "push ss": (b"\x16",),
+    "call far": (b"\x9a", b"\xff"),
 }
 """Bytes that code must contain to hold the instruction: most blocks need not be decoded at all."""
+
+
+_SHOWS_PRIVILEGE = {iced_x86.Register.CS: " cs", iced_x86.Register.SS: " ss"}
+
+
+def _name_of(instruction: iced_x86.Instruction) -> str:
+    """The mnemonic; reads of CS and SS and far calls, which are sensitive, are told from their kin."""
+    name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
+    if name == "mov":
+        return name + _SHOWS_PRIVILEGE.get(instruction.op1_register, "")
+    if name == "push":
+        return name + _SHOWS_PRIVILEGE.get(instruction.op0_register, "")
+    if name == "call" and (instruction.is_call_far or instruction.is_call_far_indirect):
+        return "call far"
+    return name
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,7 @@ class Watcher:
             return
         found = False
         for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
-            name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
+            name = _name_of(instruction)
             if name not in wanted.mnemonics:
                 continue
             offset = instruction.ip - address

@@ -1,8 +1,9 @@
 """Page-table walks for i386 (2 levels), PAE (3) and x86-64 (4).
 
 Follows Intel SDM vol. 3 chapter 4: permissions are the AND over all levels, accessed and dirty
-bits are set on success only, reserved bits fault with RSVD. Used for exception delivery, reports
-and shadow memory; the guest's own accesses are walked by the emulated CPU.
+bits are set on success only, reserved bits fault with RSVD; a table outside memory is absent. Used
+for exception delivery, reports and shadow memory; for the guest's own accesses the same rules are
+in machine code (`runtime.cpu.walker_code`).
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def translate(
     visited: list[tuple[int, int]] = []
     for level, (offset, leaf_size) in enumerate(_entries(mode, linear)):
         address = table + offset
-        entry = load(address)
+        entry = load(address) if address + 8 <= memory.size else 0
         if not entry & PTE_PRESENT:
             raise PageFault(linear, access)
         is_pdpte = mode is PagingMode.PAE and level == 0
@@ -136,11 +137,13 @@ def translate(
         if not is_pdpte:
             writable = writable and bool(entry & PTE_WRITE)
             user_ok = user_ok and bool(entry & PTE_USER)
+            executable = executable and not (wide and entry & PTE_NX)
             visited.append((address, entry))
-        executable = executable and not (wide and entry & PTE_NX)
         large_allowed = wide or bool(cr4 & CR4_PSE)
         is_leaf = leaf_size == 1 << 12 or (leaf_size and entry & PTE_LARGE and large_allowed)
         if is_leaf:
+            if wide and entry & (leaf_size - 1) & ~0x1FFF:
+                raise PageFault(linear, access | ERROR_PRESENT | ERROR_RESERVED)
             break
         table = entry & (_FRAME if wide else 0xFFFFF000)
     if user:

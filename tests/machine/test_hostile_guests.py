@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runtime.outcome import Outcome
-from tests.cpu.world import STUB_SIZE, STUBS, World
+from tests.cpu.world import PAGED, STUB_SIZE, STUBS, World
 
 BOTH = pytest.mark.parametrize("width", [32, 64])
 
@@ -127,3 +127,21 @@ def test_handlers_that_return_to_the_fault_do_not_stall_the_clock() -> None:
     world = World(32, "ud2", stubs={6: "iretd"}, max_time_s=0.01).run()
     assert world.result.outcome is Outcome.TIME_LIMIT
     assert STUBS + 6 * STUB_SIZE <= world.machine.cpu.state.rip or world.machine.cpu.state.rip < STUBS
+
+
+def test_code_changed_through_another_mapping_runs_as_written() -> None:
+    """The page at PAGED + 0x1000 is an alias of the one at PAGED, as kernels map their text to patch it."""
+    code = f"""
+        mov edi, {PAGED}
+        mov dword ptr [edi], 0xc3c08940
+        mov eax, 1
+        call edi
+        mov dword ptr [edi+0x1000], 0xc3c08948
+        call edi
+        call edi
+        mov ebp, eax
+        ud2
+    """
+    world = World(32, code, paging=True, pages={0: PAGED | 7, 1: PAGED | 7}).run()
+    assert world.vector == 6
+    assert world.machine.cpu.state.gpr[5] == 0, "1 + 1 (inc eax), then twice dec eax"
