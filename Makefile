@@ -12,7 +12,7 @@ JOBS   ?= 2
 TEST_PACKAGES := qemu-system-x86 gcc gcc-multilib binutils gdb
 SETUP_PACKAGES := python3-venv
 
-.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench matrix samples docs clean
+.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench matrix oracle samples docs clean
 
 help:
 	@echo "make demo    patch a real kernel (GNU Mach) and run it on two hypervisors"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the measured figures, each beside a peer from the same run"
 	@echo "make matrix  every guest on every backend"
+	@echo "make oracle  the Xen model against real Xen 4.17, verdict by verdict"
 	@echo "make samples rebuild the sample kernels with gcc and as"
 	@echo "make docs    regenerate the ABI reference and the other generated pages"
 
@@ -76,6 +77,9 @@ bench: setup-dev apt-test
 
 matrix: setup-dev
 	@$(BIN)/python -m tests.matrix
+
+oracle: setup-dev apt-test
+	@$(BIN)/python -m tests.oracle
 
 samples:
 	@$(MAKE) -C samples

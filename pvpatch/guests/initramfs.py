@@ -6,8 +6,10 @@ Source: Documentation/driver-api/early-userspace/buffer-format.rst of the Linux 
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from pvpatch.abi.errors import UsageError
 
@@ -35,10 +37,13 @@ class _Entry:
     device: tuple[int, int] = (0, 0)
 
 
-def build_initramfs(busybox: Path, script: str = DEFAULT_SCRIPT) -> bytes:
+def build_initramfs(
+    busybox: Path, script: str = DEFAULT_SCRIPT, files: Mapping[str, bytes] = MappingProxyType({})
+) -> bytes:
     """An uncompressed initramfs whose /init mounts /proc and /sys and then runs the shell commands given.
 
-    The same busybox and script give the same bytes: no times, no owners but root.
+    `files` are added by their path without a leading slash, executable, with their folders. The same
+    input gives the same bytes: no times, no owners but root.
     """
     try:
         program = busybox.read_bytes()
@@ -46,13 +51,16 @@ def build_initramfs(busybox: Path, script: str = DEFAULT_SCRIPT) -> bytes:
         raise UsageError(
             f"cannot read busybox: {error}", hint="pvpatch guests fetch busybox-amd64"
         ) from error
-    entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in FOLDERS]
+    parents = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+    folders = [*FOLDERS, *sorted(parents - set(FOLDERS))]
+    entries = [_Entry(name, stat.S_IFDIR | 0o755) for name in folders]
     entries += [
         _Entry("dev/console", stat.S_IFCHR | 0o600, device=CONSOLE),
         _Entry("dev/null", stat.S_IFCHR | 0o666, device=NULL),
         _Entry("bin/busybox", stat.S_IFREG | 0o755, program),
         _Entry("init", stat.S_IFREG | 0o755, (PROLOGUE + script.rstrip("\n") + "\n").encode()),
     ]
+    entries += [_Entry(name, stat.S_IFREG | 0o755, content) for name, content in sorted(files.items())]
     out = bytearray()
     for number, entry in enumerate(entries, start=1):
         out += _record(number, entry)
