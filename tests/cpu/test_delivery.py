@@ -267,3 +267,27 @@ def test_triple_fault_ends_the_run_with_a_report(width: int) -> None:
     assert crash.registers["rip"] == world.code_at(b"\x90\x0f\x0b") + 1
     assert crash.code.startswith(b"\x0f\x0b")
     assert "triple fault" in crash.reason
+
+
+@BOTH
+@pytest.mark.parametrize("load", ["mov ds, eax", "lar ecx, eax", "verr ax", "push {word}; pop fs"])
+def test_user_code_loads_descriptors_from_supervisor_pages(width: int, load: str) -> None:
+    """The GDT lies in a page that user code cannot read; loading a selector reads it all the same."""
+    code = f"""
+        mov esi, {GDT}
+        mov edi, {PAGED}
+        mov ecx, 24
+        cld
+        rep movsd
+        mov ebx, {PAGED + 0x1000}
+        mov word ptr [{{b}}], 95
+        mov dword ptr [{{b}}+2], {PAGED}
+        mov dword ptr [{{b}}+6], 0
+        lgdt [{{b}}]
+    """.replace("{b}", "rbx" if width == 64 else "ebx")
+    user = f"mov eax, {UDATA};" + load.replace("{word}", "rax" if width == 64 else "eax") + "; ud2"
+    world = World(width, code, user=user, paging=True, pages={0: PAGED | 3}).run()
+    assert world.vector == 6
+    world = World(width, code, user=f"mov ebx, {PAGED}; mov eax, [{'rbx' if width == 64 else 'ebx'}]",
+                  paging=True, pages={0: PAGED | 3}).run()  # fmt: skip
+    assert (world.vector, world.frame(1)[0]) == (14, 5)
