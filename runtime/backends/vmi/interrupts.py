@@ -1,0 +1,84 @@
+"""Interrupts: INTR of the PC's 8259s and the one vector of LVTT, held back by the shared page's IF word.
+
+Nothing is delivered while EIP is in the hypervisor's part of the address space, except by the calls that
+say so (EnableInterrupts, SetInterruptMask, IRET, Halt): an interrupted ROM would show in the frame.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.cpu import flags as fl
+from runtime.cpu.delivery import Event
+
+if TYPE_CHECKING:
+    from runtime.backends.vmi.model import VmiModel
+
+__all__ = ["Interrupts"]
+
+_RETRY_NS = 64
+"""When to look again whether a guest has left the hypervisor's code: a few blocks later."""
+_TIMER_LINE = 0
+_FIRST_VECTOR = 16
+"""A local APIC takes no lower vector."""
+
+
+class Interrupts:
+    """What waits, and whether it may come now."""
+
+    def __init__(self, model: VmiModel) -> None:
+        self._model = model
+        self._retry = False
+        self._lvtt_waits = False
+        self.lvtt = model.known.lvtt_masked
+
+    def alarm(self, through_lvtt: bool) -> None:
+        """An alarm has expired."""
+        if not through_lvtt:
+            line = self._model.machine.platform.pic.line(_TIMER_LINE)
+            line(False)
+            line(True)
+        elif not self.lvtt & self._model.known.lvtt_masked and self.lvtt & 0xFF >= _FIRST_VECTOR:
+            self._lvtt_waits = True
+            self._model.machine.cpu.set_waiting(self.waiting())
+
+    def pending(self) -> bool:
+        """Something waits."""
+        return self._lvtt_waits or self._model.machine.platform.has_interrupt()
+
+    def waiting(self) -> bool:
+        """True if something is to be delivered as soon as the IF word allows; tells the ROM so."""
+        model = self._model
+        pending = self.pending()
+        model.write_shared("pending", int(pending))
+        if not pending or model.halted or not model.interrupts_enabled:
+            return pending
+        if model.in_own_code():
+            self._ask_again()
+            return False
+        return True
+
+    def _ask_again(self) -> None:
+        if not self._retry:
+            self._retry = True
+            clock = self._model.machine.clock
+            clock.schedule_in_background(clock.now_ns + _RETRY_NS, self._asked)
+
+    def _asked(self) -> None:
+        self._retry = False
+
+    def deliver(self) -> None:
+        """Deliver what waits, at the current EIP."""
+        if self._lvtt_waits:
+            self._lvtt_waits = False
+            vector = self.lvtt & 0xFF
+        else:
+            vector = self._model.machine.platform.acknowledge()
+        self._model.deliver(Event(vector, external=True))
+        self._model.write_shared("pending", int(self.pending()))
+
+    def deliver_pending(self) -> None:
+        """At the end of a call that enables interrupts: what waits comes at once."""
+        if self.pending() and self._model.interrupts_enabled:
+            self._model.machine.cpu.state.hflags &= ~fl.HF_INHIBIT_IRQ
+            self.deliver()

@@ -1,0 +1,1 @@
+"""What hypervisors that run a kernel below privilege 0 share."""
