@@ -106,11 +106,16 @@ def compare_files(original_path: Path, patched_path: Path) -> Difference:
     except ImageError as error:
         places = _against_derived(original, data)
         if places is None:
-            raise ImageError(f"{patched_path}: {error.message.removeprefix(f'{patched_path}: ')}",
-                             hint=error.hint) from error
+            raise ImageError(
+                f"{patched_path}: {error.message.removeprefix(f'{patched_path}: ')}", hint=error.hint
+            ) from error
         return Difference(original, patched_path, *sums, None, 0, 0, 0, places)
-    places = tuple(_place(original, item) for item in result.unexplained) or _container(original, patched, data)
-    return Difference(original, patched_path, *sums, manifest, result.changed, result.added, result.record, places)
+    places = tuple(_place(original, item) for item in result.unexplained) or _container(
+        original, patched, data
+    )
+    return Difference(
+        original, patched_path, *sums, manifest, result.changed, result.added, result.record, places
+    )
 
 
 def _place(original: Image, item: Unexplained) -> Place:
@@ -118,7 +123,9 @@ def _place(original: Image, item: Unexplained) -> Place:
     where = f"{item.part}+{item.part_offset:#x}" if item.part else ""
     if not where and address is not None:
         where = original.describe(address)
-    return Place(item.offset, "payload", address, where or "no loaded part of the image", item.expected, item.found)
+    return Place(
+        item.offset, "payload", address, where or "no loaded part of the image", item.expected, item.found
+    )
 
 
 def _container(original: Image, patched: Image, data: bytes) -> tuple[Place, ...]:
@@ -145,8 +152,10 @@ def _against_derived(original: Image, data: bytes) -> tuple[Place, ...] | None:
 
 
 def _file_places(expected: bytes, data: bytes, where: str) -> tuple[Place, ...]:
-    return tuple(Place(first, "file", None, where, expected[first:last].hex(), data[first:last].hex())
-                 for first, last in differences(expected, data))
+    return tuple(
+        Place(first, "file", None, where, expected[first:last].hex(), data[first:last].hex())
+        for first, last in differences(expected, data)
+    )
 
 
 def run_both(original: Path, patched: Path, backend: str, options: RunOptions) -> RunComparison:
@@ -172,8 +181,11 @@ def _counters(first: RunResult, second: RunResult) -> dict[str, tuple[object, ob
     """Figures of both runs, those of nested tables by dotted names; host times are left out."""
     left, right = _flat(first.stats), _flat(second.stats)
     names = [name for name in dict.fromkeys((*left, *right)) if not name.startswith("host")]
-    return {name: (left.get(name, 0), right.get(name, 0)) for name in names
-            if left.get(name, 0) != right.get(name, 0)}
+    return {
+        name: (left.get(name, 0), right.get(name, 0))
+        for name in names
+        if left.get(name, 0) != right.get(name, 0)
+    }
 
 
 def _flat(stats: Any, prefix: str = "") -> dict[str, object]:

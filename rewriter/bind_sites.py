@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pvpatch.abi.spec import load_spec
-from rewriter.emit.binding import Refused, bind, match, mnemonic_name
+from rewriter.decode.forms import match_form, mnemonic_names
+from rewriter.emit.binding import Refused, bind
 from rewriter.emit.marshal import refusal, spares_stack
 from rewriter.emit.reach import Reach
 from rewriter.tactics import Patchable
@@ -63,10 +63,11 @@ def _bind_one(view: CodeView, reach: Reach, address: int) -> Patchable | str:
     if bits not in (32, 64):
         return "16-bit code: no backend runs it"
     following = view.at(instruction.next_ip)
-    found = match(instruction, bits, following)
-    if found is None:
-        return _why_kept(mnemonic_name(instruction), bits)
-    call, form = found
+    next_name = mnemonic_names()[following.mnemonic] if following is not None else ""
+    found = match_form(instruction, bits, next_name)
+    call, form = found.call, found.form
+    if call is None or form is None:
+        return found.kept.reason if found.kept is not None else "no form of the ABI covers this encoding"
     if form.next and view.is_target(instruction.next_ip):
         return f"the {form.next.upper()} behind it is a branch target, and the two must act as one"
     try:
@@ -102,10 +103,3 @@ def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> dict[int, 
             if inside in sites:
                 refused[inside] = "no stack is known to exist: SS was loaded and the stack pointer not yet"
     return refused
-
-
-def _why_kept(name: str, bits: int) -> str:
-    for item in load_spec().kept:
-        if item.insn == name and bits in item.widths:
-            return item.reason
-    return f"no call of the ABI stands for this form of {name}"

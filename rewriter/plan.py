@@ -90,7 +90,9 @@ def make_plan(view: CodeView, reach: Reach, bound: Bound) -> Plan:
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     planner = _Planner(context)
     planner.run()
-    decisions = [_decide(planner, bound, address) for address in sorted({*bound.sites, *bound.kept, *bound.paired})]
+    decisions = [
+        _decide(planner, bound, address) for address in sorted({*bound.sites, *bound.kept, *bound.paired})
+    ]
     return Plan(tuple(context.windows), tuple(decisions))
 
 

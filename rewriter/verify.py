@@ -21,8 +21,17 @@ from rewriter.tactics import Window
 __all__ = ["VerificationError", "same_operation", "verify"]
 
 
-_IMMEDIATES = (OpKind.IMMEDIATE8, OpKind.IMMEDIATE8_2ND, OpKind.IMMEDIATE16, OpKind.IMMEDIATE32, OpKind.IMMEDIATE64,
-               OpKind.IMMEDIATE8TO16, OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64)
+_IMMEDIATES = (
+    OpKind.IMMEDIATE8,
+    OpKind.IMMEDIATE8_2ND,
+    OpKind.IMMEDIATE16,
+    OpKind.IMMEDIATE32,
+    OpKind.IMMEDIATE64,
+    OpKind.IMMEDIATE8TO16,
+    OpKind.IMMEDIATE8TO32,
+    OpKind.IMMEDIATE8TO64,
+    OpKind.IMMEDIATE32TO64,
+)
 
 
 class VerificationError(PvpatchError):
@@ -79,8 +88,12 @@ def operation(instruction: Instruction) -> tuple[object, ...]:
             operands += [instruction.far_branch_selector, instruction.far_branch32]
         elif kind in _IMMEDIATES:
             operands.append(instruction.immediate(index))
-    prefixes = (instruction.has_lock_prefix, instruction.has_rep_prefix, instruction.has_repne_prefix,
-                instruction.segment_prefix)
+    prefixes = (
+        instruction.has_lock_prefix,
+        instruction.has_rep_prefix,
+        instruction.has_repne_prefix,
+        instruction.segment_prefix,
+    )
     return instruction.code, prefixes, tuple(operands)
 
 
@@ -89,8 +102,12 @@ def memory(instruction: Instruction) -> list[object]:
     narrow = instruction.memory_base == Register.NONE and instruction.memory_displ_size == 4
     narrow = narrow or RegisterExt.size(instruction.memory_base or instruction.memory_index) == 4
     mask = 0xFFFFFFFF if narrow else 2**64 - 1
-    return [instruction.memory_base, instruction.memory_index, instruction.memory_index_scale,
-            instruction.memory_displacement & mask]
+    return [
+        instruction.memory_base,
+        instruction.memory_index,
+        instruction.memory_index_scale,
+        instruction.memory_displacement & mask,
+    ]
 
 
 def _check_boundaries(encoded: Encoded, data: bytes, bits: int) -> None:
@@ -116,17 +133,17 @@ def _check_origins(job: PatchJob, window: Window, encoded: Encoded) -> None:
         raise VerificationError(f"the window at {window.start:#x} lost its order")
 
 
-def same_operation(original: Instruction, moved: Instruction, shift: int = 0,
-                   homes: Mapping[int, int] | None = None) -> bool:
+def same_operation(
+    original: Instruction, moved: Instruction, shift: int = 0, homes: Mapping[int, int] | None = None
+) -> bool:
     """Whether a moved instruction is the original one: same opcode, operands and absolute targets.
 
     Branches may have grown; a direct call may have become the jump of a call whose return
     address was pushed before; ``shift`` is what a return address on the stack adds to
-    operands based on the stack pointer; ``homes`` gives the new place of targets that moved too
-    (a moved site has none: it is code of ours).
+    operands based on the stack pointer; ``homes`` gives the new place of targets that moved too.
     """
     if is_direct_call(original):
-        return moved.mnemonic == Mnemonic.JMP and moved.near_branch_target == original.near_branch_target
+        return bool(moved.mnemonic == Mnemonic.JMP and moved.near_branch_target == original.near_branch_target)
     if is_direct_branch(original):
         target = original.near_branch_target
         near = original.is_jcc_short_or_near or original.is_jmp_short_or_near
@@ -136,15 +153,21 @@ def same_operation(original: Instruction, moved: Instruction, shift: int = 0,
         return True
     back = moved.copy()
     back.memory_displacement = (moved.memory_displacement - shift) & (2**64 - 1)
-    return bool(shift) and moved.memory_base in (Register.ESP, Register.RSP) and operation(back) == operation(original)
+    return (
+        bool(shift)
+        and moved.memory_base in (Register.ESP, Register.RSP)
+        and operation(back) == operation(original)
+    )
 
 
 def _check_site(job: PatchJob, window: Window, payload: bytes) -> None:
     """The site's jump leads to its thunk (a flat image's entry window is overlaid by the entry jump)."""
     offset = job.image.offset_of(window.entry)
     assert offset is not None
-    if any(change.kind == "entry" and change.offset < offset + 7 and offset < change.offset + 5
-           for change in job.edits.changes):
+    if any(
+        change.kind == "entry" and change.offset < offset + 7 and offset < change.offset + 5
+        for change in job.edits.changes
+    ):
         return
     code = Decoder(window.bits, payload[offset : offset + 15], ip=window.entry).decode()
     if job.reach.kind == "absolute":

@@ -31,8 +31,14 @@ def diff_document(difference: Difference) -> dict[str, Any]:
         "explained": difference.explained,
         "bytes": {"changed": difference.changed, "added": difference.added, "manifest": difference.record},
         "unexplained": [
-            {"offset": item.offset, "space": item.space, "address": item.address, "where": item.where,
-             "expected": item.expected, "found": item.found}
+            {
+                "offset": item.offset,
+                "space": item.space,
+                "address": item.address,
+                "where": item.where,
+                "expected": item.expected,
+                "found": item.found,
+            }
             for item in difference.unexplained
         ],
         "changes": [],
@@ -70,8 +76,10 @@ def _change(image: Image, change: Change, sites: dict[int, list[Site]]) -> dict[
         "new": change.new,
         "old_text": _disassemble(change.old, change.address, bits),
         "new_text": _disassemble(change.new, change.address, bits),
-        "sites": [{"address": site.address, "text": site.text, "call": site.call, "tactic": site.tactic}
-                  for site in inside],
+        "sites": [
+            {"address": site.address, "text": site.text, "call": site.call, "tactic": site.tactic}
+            for site in inside
+        ],
         "thunk": inside[0].thunk if inside else None,
     }
 
@@ -112,19 +120,25 @@ def _heading(row: dict[str, Any]) -> str:
 def _pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
     old, new = row["old_text"], row["new_text"]
     count = max(len(old), len(new))
-    return [(old[index] if index < len(old) else "", new[index] if index < len(new) else "")
-            for index in range(count)]
+    return [
+        (old[index] if index < len(old) else "", new[index] if index < len(new) else "")
+        for index in range(count)
+    ]
 
 
 def _summary(document: dict[str, Any]) -> list[str]:
     sizes = document["bytes"]
-    lines = [f"{sizes['changed']} bytes changed in {len(document['changes'])} places, {sizes['added']} added, "
-             f"{sizes['manifest']} of manifest"]
+    lines = [
+        f"{sizes['changed']} bytes changed in {len(document['changes'])} places, {sizes['added']} added, "
+        f"{sizes['manifest']} of manifest"
+    ]
     for item in document["unexplained"]:
         place = f" ({item['where']})" if item["where"] else ""
         at = "" if item["address"] is None else f", address {item['address']:#x}"
-        lines.append(f"UNEXPLAINED: {item['space']} offset {item['offset']:#x}{at}{place}: "
-                     f"{_short(item['found'])} instead of {_short(item['expected'])}")
+        lines.append(
+            f"UNEXPLAINED: {item['space']} offset {item['offset']:#x}{at}{place}: "
+            f"{_short(item['found'])} instead of {_short(item['expected'])}"
+        )
     lines.append("every byte is explained" if document["explained"] else "some bytes are not explained")
     return lines
 
@@ -139,8 +153,10 @@ def _run_lines(document: dict[str, Any]) -> list[str]:
     run = document["run"]
     if run is None:
         return []
-    lines = [f"run: original on {run['reference']}: {run['original_outcome']}; "
-             f"patched on {run['backend']}: {run['patched_outcome']}"]
+    lines = [
+        f"run: original on {run['reference']}: {run['original_outcome']}; "
+        f"patched on {run['backend']}: {run['patched_outcome']}"
+    ]
     lines += [f"  - {left}\n  + {right}" for left, right in run["differences"]]
     lines += [f"  {name}: {left} -> {right}" for name, (left, right) in run["counters"].items()]
     lines.append("the runs agree" if run["equal"] else "the runs differ")

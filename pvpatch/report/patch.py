@@ -41,8 +41,13 @@ def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
     decided = {site.address: site for site in manifest.sites}
     for row in document["sites"]:
         site = decided[row["address"]]
-        row |= {"call": site.call or None, "tactic": site.tactic, "reason": site.reason or None,
-                "window": site.window, "thunk": site.thunk}
+        row |= {
+            "call": site.call or None,
+            "tactic": site.tactic,
+            "reason": site.reason or None,
+            "window": site.window,
+            "thunk": site.thunk,
+        }
     document["schema"] = SCHEMA
     document["totals"]["by_tactic"] = _by_tactic(manifest.sites)
     document["totals"]["patched"] = sum(map(_is_patched, manifest.sites))
@@ -87,18 +92,28 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
         ("windows", str(len(produced.job.plan.windows))),
         ("bytes changed", str(sizes["changed"])),
         ("thunks", f"{sizes['thunks']} bytes, {produced.instructions_checked} instructions decoded again"),
-        ("resident", f"{sizes['resident']} bytes in the file, {sizes['reserved_memory']} in memory at "
-                     f"{manifest.resident['physical']:#x}"),
+        (
+            "resident",
+            f"{sizes['resident']} bytes in the file, {sizes['reserved_memory']} in memory at "
+            f"{manifest.resident['physical']:#x}",
+        ),
         ("file", f"{manifest.original_size} -> {len(produced.file)} bytes"),
-        ("time", f"scan {produced.scan_seconds:.2f} s, patch {produced.patch_seconds:.2f} s, all {cost.seconds:.2f} s"),
+        (
+            "time",
+            f"scan {produced.scan_seconds:.2f} s, patch {produced.patch_seconds:.2f} s, "
+            f"all {cost.seconds:.2f} s",
+        ),
         ("memory", f"{cost.peak_memory / 2**20:.0f} MiB peak"),
     ]
     return rows
 
 
 def _refused(image: Image, produced: Produced) -> list[tuple[str, str, str, str, str]]:
-    return [(f"{site.address:#x}", site.text, site.tactic, site.reason, image.describe(site.address))
-            for site in produced.manifest.sites if not _is_patched(site)]
+    return [
+        (f"{site.address:#x}", site.text, site.tactic, site.reason, image.describe(site.address))
+        for site in produced.manifest.sites
+        if not _is_patched(site)
+    ]
 
 
 def render_patch_text(image: Image, produced: Produced, cost: Cost) -> str:
@@ -112,7 +127,9 @@ def render_patch_rich(image: Image, produced: Produced, cost: Cost, console: Con
     """Tables for a terminal."""
     refused = _refused(image, produced)
     if refused:
-        table = Table("address", "instruction", "tactic", "reason", "where", title="Sites that keep their instruction")
+        table = Table(
+            "address", "instruction", "tactic", "reason", "where", title="Sites that keep their instruction"
+        )
         for row in refused:
             table.add_row(*row)
         console.print(table)

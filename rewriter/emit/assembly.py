@@ -18,9 +18,9 @@ from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
 
 __all__ = ["Assembly", "Encoded", "Item", "Label", "Place"]
 
-GPR64 = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI") + tuple(f"R{n}" for n in range(8, 16))
-GPR32 = ("EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI") + tuple(f"R{n}D" for n in range(8, 16))
-GPR16 = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI") + tuple(f"R{n}W" for n in range(8, 16))
+GPR64 = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
+GPR32 = ("EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI", *(f"R{n}D" for n in range(8, 16)))
+GPR16 = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI", *(f"R{n}W" for n in range(8, 16)))
 
 _BY_SIZE: dict[int, tuple[int, ...]] = {
     8: tuple(getattr(Register, name) for name in GPR64),
@@ -62,13 +62,21 @@ class Place:
         """The same place seen after ``depth`` bytes were pushed."""
         if self.base != SP or depth == 0:
             return self
-        return Place(SP, self.index, self.scale, self.displacement + depth, self.segment, self.rip,
-                     self.address_size)
+        return Place(
+            SP, self.index, self.scale, self.displacement + depth, self.segment, self.rip, self.address_size
+        )
 
     def plus(self, offset: int) -> Place:
         """The place ``offset`` bytes further."""
-        return Place(self.base, self.index, self.scale, self.displacement + offset, self.segment, self.rip,
-                     self.address_size)
+        return Place(
+            self.base,
+            self.index,
+            self.scale,
+            self.displacement + offset,
+            self.segment,
+            self.rip,
+            self.address_size,
+        )
 
 
 @dataclass
@@ -147,30 +155,41 @@ class Assembly:
         displacement = place.displacement
         if size == 4:
             displacement = ((displacement & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-        return MemoryOperand(base, index, place.scale if place.index is not None else 1, displacement,
-                             displacement_size, False, place.segment)
+        return MemoryOperand(
+            base,
+            index,
+            place.scale if place.index is not None else 1,
+            displacement,
+            displacement_size,
+            False,
+            place.segment,
+        )
 
     # ---- data movement (no flags) ----------------------------------------------------
 
     def push(self, number: int) -> None:
         """PUSH of a full register."""
-        self.add(Instruction.create_reg(Code.PUSH_R64 if self.bits == 64 else Code.PUSH_R32,
-                                        self.register(number)))
+        self.add(
+            Instruction.create_reg(Code.PUSH_R64 if self.bits == 64 else Code.PUSH_R32, self.register(number))
+        )
 
     def pop(self, number: int) -> None:
         """POP of a full register."""
-        self.add(Instruction.create_reg(Code.POP_R64 if self.bits == 64 else Code.POP_R32,
-                                        self.register(number)))
+        self.add(
+            Instruction.create_reg(Code.POP_R64 if self.bits == 64 else Code.POP_R32, self.register(number))
+        )
 
     def push_at(self, place: Place) -> None:
         """PUSH of a word in memory."""
-        self.add(Instruction.create_mem(Code.PUSH_RM64 if self.bits == 64 else Code.PUSH_RM32,
-                                        self.pointer(place)))
+        self.add(
+            Instruction.create_mem(Code.PUSH_RM64 if self.bits == 64 else Code.PUSH_RM32, self.pointer(place))
+        )
 
     def pop_at(self, place: Place) -> None:
         """POP into memory; a stack-relative place counts from the stack pointer after the pop."""
-        self.add(Instruction.create_mem(Code.POP_RM64 if self.bits == 64 else Code.POP_RM32,
-                                        self.pointer(place)))
+        self.add(
+            Instruction.create_mem(Code.POP_RM64 if self.bits == 64 else Code.POP_RM32, self.pointer(place))
+        )
 
     def push_value(self, value: int) -> None:
         """PUSH of a sign-extended 32-bit immediate."""
@@ -185,8 +204,9 @@ class Assembly:
 
     def extend(self, to: int, source: int) -> None:
         """MOVZX of the low 16 bits of ``source``."""
-        self.add(Instruction.create_reg_reg(Code.MOVZX_R32_RM16, self.register(to, 4),
-                                            self.register(source, 2)))
+        self.add(
+            Instruction.create_reg_reg(Code.MOVZX_R32_RM16, self.register(to, 4), self.register(source, 2))
+        )
 
     def set(self, to: int, value: int) -> None:
         """MOV of an unsigned 32-bit value (zero-extended in 64-bit code)."""
@@ -196,8 +216,9 @@ class Assembly:
         """Load, zero-extending what is shorter than the register."""
         size = size or self.word
         code = {8: Code.MOV_R64_RM64, 4: Code.MOV_R32_RM32, 2: Code.MOVZX_R32_RM16}[size]
-        self.add(Instruction.create_reg_mem(code, self.register(to, 8 if size == 8 else 4),
-                                            self.pointer(place)))
+        self.add(
+            Instruction.create_reg_mem(code, self.register(to, 8 if size == 8 else 4), self.pointer(place))
+        )
 
     def store(self, place: Place, source: int, size: int = 0) -> None:
         """Store the low ``size`` bytes of a register."""
@@ -208,8 +229,11 @@ class Assembly:
     def store_value(self, place: Place, value: int) -> None:
         """Store a sign-extended 32-bit immediate as a word."""
         signed = ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
-        self.add(Instruction.create_mem_i32(Code.MOV_RM64_IMM32 if self.bits == 64 else Code.MOV_RM32_IMM32,
-                                            self.pointer(place), signed))
+        self.add(
+            Instruction.create_mem_i32(
+                Code.MOV_RM64_IMM32 if self.bits == 64 else Code.MOV_RM32_IMM32, self.pointer(place), signed
+            )
+        )
 
     def address(self, to: int, place: Place) -> None:
         """LEA."""

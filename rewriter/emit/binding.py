@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 
-from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterExt
+from iced_x86 import Instruction, MemorySizeExt, OpKind, Register, RegisterExt
 
-from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form, load_spec
+from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form
 from rewriter.emit.assembly import GPR16, GPR32, GPR64, SP, Place
 from rewriter.emit.operands import (
     Address,
@@ -25,24 +25,25 @@ from rewriter.emit.operands import (
     Source,
 )
 
-__all__ = ["Refused", "bind", "match", "mnemonic_name", "number_of", "place_of"]
+__all__ = ["Refused", "bind", "number_of", "place_of"]
 
 _MEMORY = re.compile(r"mem(\d+)\[op(\d)\+(\d+)\]")
 _STACKED = re.compile(r"stack(\d+)\[(\d+)\]")
 _INDEXED = re.compile(r"(index|ea|offset|selector)\[op(\d)\]")
-_LOW_BYTES = (Register.AL, Register.CL, Register.DL, Register.BL, Register.SPL, Register.BPL, Register.SIL,
-              Register.DIL)
-_FAR = (OpKind.FAR_BRANCH16, OpKind.FAR_BRANCH32)
+_LOW_BYTES = (
+    Register.AL,
+    Register.CL,
+    Register.DL,
+    Register.BL,
+    Register.SPL,
+    Register.BPL,
+    Register.SIL,
+    Register.DIL,
+)
 
 
 class Refused(Exception):
     """This instruction cannot be turned into its call here; the text says why."""
-
-
-@cache
-def _mnemonics() -> dict[int, str]:
-    return {value: name.lower() for name, value in vars(Mnemonic).items()
-            if name.isupper() and isinstance(value, int)}
 
 
 @cache
@@ -58,13 +59,11 @@ def _numbers() -> dict[int, tuple[int, int]]:
 
 @cache
 def _named() -> dict[str, int]:
-    return {name.lower(): value for name, value in vars(Register).items()
-            if name.isupper() and isinstance(value, int)}
-
-
-def mnemonic_name(instruction: Instruction) -> str:
-    """The mnemonic as the specification spells it."""
-    return _mnemonics().get(instruction.mnemonic, "")
+    return {
+        name.lower(): value
+        for name, value in vars(Register).items()
+        if name.isupper() and isinstance(value, int)
+    }
 
 
 def number_of(register: int) -> int:
@@ -78,58 +77,6 @@ def number_of(register: int) -> int:
 def _role(name: str) -> int:
     """Architectural number of an ABI register role (an i386 name)."""
     return GPR32.index(name.upper())
-
-
-def match(instruction: Instruction, bits: int, following: Instruction | None = None) -> tuple[Call, Form] | None:
-    """The call and form that stand for an instruction, or None when the ABI has none for it.
-
-    A form that takes ``following`` in (STI with HLT) is preferred.
-    """
-    name = _mnemonics().get(instruction.mnemonic, "")
-    for call, form in load_spec().forms_of(name):
-        if bits not in form.widths or not _repeats(instruction, form):
-            continue
-        if form.next and (following is None or _mnemonics().get(following.mnemonic) != form.next):
-            continue
-        if form.opsize and instruction.op_code().operand_size not in form.opsize:
-            continue
-        if form.ops and not _operands_match(instruction, form.ops):
-            continue
-        if bits not in dict(call.bare):
-            continue
-        return call, form
-    return None
-
-
-def _repeats(instruction: Instruction, form: Form) -> bool:
-    has = instruction.has_rep_prefix or instruction.has_repne_prefix
-    return form.rep is None or form.rep == has
-
-
-def _operands_match(instruction: Instruction, patterns: tuple[str, ...]) -> bool:
-    if instruction.op_count != len(patterns):
-        return False
-    return all(_operand_matches(instruction, index, pattern) for index, pattern in enumerate(patterns))
-
-
-def _operand_matches(instruction: Instruction, index: int, pattern: str) -> bool:
-    kind = instruction.op_kind(index)
-    if kind == OpKind.MEMORY:
-        return pattern in ("m", "rm", "mfar")
-    if kind in _FAR:
-        return pattern == "far"
-    if kind != OpKind.REGISTER:
-        return pattern == "imm"
-    register = instruction.op_register(index)
-    if pattern in ("r", "rm"):
-        return register in _numbers()
-    if pattern == "r16":
-        return RegisterExt.is_gpr16(register)
-    if pattern == "sreg":
-        return RegisterExt.is_segment_register(register)
-    if pattern == "dr":
-        return RegisterExt.is_dr(register)
-    return register == _named().get(pattern)
 
 
 def place_of(instruction: Instruction, bits: int) -> Place:
@@ -156,8 +103,14 @@ def place_of(instruction: Instruction, bits: int) -> Place:
         displacement -= 1 << 64
     elif bits == 32 and displacement >> 31 and numbers != [None, None]:
         displacement -= 1 << 32
-    return Place(numbers[0], numbers[1], instruction.memory_index_scale, displacement, segment,
-                 address_size=0 if size * 8 == bits else 4)
+    return Place(
+        numbers[0],
+        numbers[1],
+        instruction.memory_index_scale,
+        displacement,
+        segment,
+        address_size=0 if size * 8 == bits else 4,
+    )
 
 
 @dataclass
@@ -306,8 +259,9 @@ def bind(call: Call, form: Form, instruction: Instruction, bits: int) -> Binding
     )
 
 
-def _results(call: Call, form: Form, binder: _Binder
-             ) -> tuple[tuple[tuple[int, Destination], ...], frozenset[int]]:
+def _results(
+    call: Call, form: Form, binder: _Binder
+) -> tuple[tuple[tuple[int, Destination], ...], frozenset[int]]:
     destinations = dict(form.results)
     outputs: list[tuple[int, Destination]] = []
     discards: set[int] = set()
@@ -335,8 +289,11 @@ def _check_string(instruction: Instruction, form: Form, bits: int) -> None:
     if form.insn[:3] not in ("ins", "out") or not instruction.is_string_instruction:
         return
     kinds = {instruction.op_kind(index) for index in range(instruction.op_count)}
-    wanted = ({OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_ESI} if bits == 32
-              else {OpKind.MEMORY_ESRDI, OpKind.MEMORY_SEG_RSI})
+    wanted = (
+        {OpKind.MEMORY_ESEDI, OpKind.MEMORY_SEG_ESI}
+        if bits == 32
+        else {OpKind.MEMORY_ESRDI, OpKind.MEMORY_SEG_RSI}
+    )
     if not kinds & wanted:
         raise Refused("a string instruction with another address size")
     if instruction.segment_prefix not in (Register.NONE, Register.DS):

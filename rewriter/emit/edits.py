@@ -23,8 +23,15 @@ class Edits:
         """Size of the payload with what was appended so far."""
         return self._end if self._end >= 0 else len(self.payload)
 
-    def change(self, offset: int, new: bytes, kind: str, why: str, address: int | None = None,
-               window: int | None = None) -> None:
+    def change(
+        self,
+        offset: int,
+        new: bytes,
+        kind: str,
+        why: str,
+        address: int | None = None,
+        window: int | None = None,
+    ) -> None:
         """Replace bytes at an offset of the original payload."""
         old = self.payload[offset : offset + len(new)]
         if len(old) != len(new):
@@ -92,6 +99,15 @@ def _outside(change: Change, data: bytes, start: int, end: int) -> list[Change]:
         if low < high:
             first, last = low - change.offset, high - change.offset
             address = None if change.address is None else change.address + first
-            parts.append(Change(low, old[first:last].hex(), data[first:last].hex(), change.kind, change.why,
-                                address, change.window))
+            parts.append(
+                Change(
+                    low,
+                    old[first:last].hex(),
+                    data[first:last].hex(),
+                    change.kind,
+                    change.why,
+                    address,
+                    change.window,
+                )
+            )
     return parts

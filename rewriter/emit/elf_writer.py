@@ -40,7 +40,9 @@ class _Class:
 
 _CLASSES = {
     "elf32": _Class((24, "<I"), (28, "<I"), (32, "<I"), 42, struct.Struct("<8I"), struct.Struct("<10I")),
-    "elf64": _Class((24, "<Q"), (32, "<Q"), (40, "<Q"), 54, struct.Struct("<2I6Q"), struct.Struct("<2I4Q2I2Q")),
+    "elf64": _Class(
+        (24, "<Q"), (32, "<Q"), (40, "<Q"), 54, struct.Struct("<2I6Q"), struct.Struct("<2I4Q2I2Q")
+    ),
 }
 
 
@@ -76,7 +78,9 @@ def _grow_program_table(payload: bytes, form: _Class, header: bytes, edits: Edit
         raise ImageError("its program header table has an unusual shape")
     rows = [payload[phoff + index * size : phoff + (index + 1) * size] for index in range(count)]
     loads = [index for index, row in enumerate(rows) if struct.unpack_from("<I", row)[0] == _PT_LOAD]
-    place = next((index for index in loads if _physical(form, rows[index]) > _physical(form, header)), loads[-1] + 1)
+    place = next(
+        (index for index in loads if _physical(form, rows[index]) > _physical(form, header)), loads[-1] + 1
+    )
     rows.insert(place, header)
     table = b"".join(rows)
     edits.change(form.counts + 2, struct.pack("<H", count + 1), "header", "one program header more")
@@ -84,8 +88,12 @@ def _grow_program_table(payload: bytes, form: _Class, header: bytes, edits: Edit
         edits.change(phoff, table, "header", "program headers with the resident block's segment")
     else:
         edits.pad(8, "padding in front of the program headers")
-        edits.change(form.phoff[0], struct.pack(form.phoff[1], edits.end), "header",
-                     "the program headers moved to the end")
+        edits.change(
+            form.phoff[0],
+            struct.pack(form.phoff[1], edits.end),
+            "header",
+            "the program headers moved to the end",
+        )
         edits.append(table, "program headers", None)
 
 
@@ -119,7 +127,9 @@ def _claimed(payload: bytes, form: _Class) -> list[tuple[int, int]]:
     return ranges
 
 
-def _add_section(payload: bytes, form: _Class, resident: Resident, offset: int, virtual: int, edits: Edits) -> None:
+def _add_section(
+    payload: bytes, form: _Class, resident: Resident, offset: int, virtual: int, edits: Edits
+) -> None:
     """A section for the block, so that disassemblers and objcopy see it; none where the file has none."""
     shoff = struct.unpack_from(form.shoff[1], payload, form.shoff[0])[0]
     size, count, names_index = struct.unpack_from("<3H", payload, form.counts + 4)
@@ -132,10 +142,15 @@ def _add_section(payload: bytes, form: _Class, resident: Resident, offset: int, 
     edits.append(strings, "section names", None)
     names[4], names[5] = edits.end - len(strings), len(strings)
     rows[names_index] = form.section.pack(*names)
-    rows.append(form.section.pack(name_offset, _SHT_PROGBITS, _ALLOC_WRITE_EXEC, virtual, offset,
-                                  resident.size, 0, 0, _PAGE, 0))
+    rows.append(
+        form.section.pack(
+            name_offset, _SHT_PROGBITS, _ALLOC_WRITE_EXEC, virtual, offset, resident.size, 0, 0, _PAGE, 0
+        )
+    )
     edits.pad(8, "padding in front of the section headers")
-    edits.change(form.shoff[0], struct.pack(form.shoff[1], edits.end), "header", "the section headers moved to the end")
+    edits.change(
+        form.shoff[0], struct.pack(form.shoff[1], edits.end), "header", "the section headers moved to the end"
+    )
     edits.change(form.counts + 6, struct.pack("<H", count + 1), "header", "one section more")
     edits.append(b"".join(rows), "section headers", None)
 

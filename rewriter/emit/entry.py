@@ -29,7 +29,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class StubPlace:
-    """Physical addresses that the stub is built for; ``image_end`` is 0 when the block is behind the image."""
+    """Physical addresses that the stub is built for; ``image_end`` is 0 for a block behind the image."""
 
     code: int
     reserve: tuple[int, int]
@@ -54,8 +54,10 @@ def assemble_stubs(entries: tuple[Entry, ...], place: StubPlace) -> Stub:
     if narrow:
         head = "".join(_narrow_entry(entry) for entry in narrow)
         result = assemble(head + _text("entry32.s"), 32, place.code, _symbols(place))
-        sizes = [assemble(_narrow_entry(entry) + "\nsave:\nprotocol:\n", 32, place.code, _symbols(place))
-                 for entry in narrow]
+        sizes = [
+            assemble(_narrow_entry(entry) + "\nsave:\nprotocol:\n", 32, place.code, _symbols(place))
+            for entry in narrow
+        ]
         at = place.code
         for entry, size in zip(narrow, sizes, strict=True):
             starts.append((entry.point, at))
@@ -72,8 +74,10 @@ def assemble_stubs(entries: tuple[Entry, ...], place: StubPlace) -> Stub:
 
 
 def _narrow_entry(entry: Entry) -> str:
-    return (f"  mov esp, STACK_TOP\n  mov dword ptr [protocol], {_PROTOCOL[entry.point.protocol]}\n"
-            f"  call save\n" + _restore(entry, 32) + f"  jmp {entry.point.physical}\n")
+    return (
+        f"  mov esp, STACK_TOP\n  mov dword ptr [protocol], {_PROTOCOL[entry.point.protocol]}\n"
+        f"  call save\n" + _restore(entry, 32) + f"  jmp {entry.point.physical}\n"
+    )
 
 
 def _restore(entry: Entry, width: int) -> str:

@@ -61,23 +61,37 @@ def _setup_header(image: Image, resident: Resident, edits: Edits) -> None:
         edits.change(_RELOCATABLE, b"\0", "header", "not relocatable: the resident block has a fixed address")
     flags = header.xloadflags & ~(_XLF_HANDOVER | _XLF_ABOVE_4G)
     if header.version >= 0x20C:
-        edits.change(_XLOADFLAGS, struct.pack("<H", flags), "header",
-                     "no EFI handover: UEFI gives no fixed address to the resident block")
+        edits.change(
+            _XLOADFLAGS,
+            struct.pack("<H", flags),
+            "header",
+            "no EFI handover: UEFI gives no fixed address to the resident block",
+        )
         edits.change(_HANDOVER, bytes(4), "header", "no EFI handover entry")
     if image.payload[:2] == b"MZ":
-        edits.change(0, bytes(2), "header", "no EFI program: UEFI gives no fixed address to the resident block")
+        edits.change(
+            0, bytes(2), "header", "no EFI program: UEFI gives no fixed address to the resident block"
+        )
 
 
 def _addressed(image: Image) -> bool:
-    return any(item.protocol == "multiboot1" and item.load_addr is not None for item in find_multiboot(image.payload))
+    return any(
+        item.protocol == "multiboot1" and item.load_addr is not None for item in find_multiboot(image.payload)
+    )
 
 
 def _multiboot_header(image: Image, resident: Resident, edits: Edits) -> None:
     item = next(item for item in find_multiboot(image.payload) if item.load_addr is not None)
     load_end = resident.physical + resident.size
-    edits.change(item.offset + _LOAD_END, struct.pack("<I", load_end), "header", "load_end_addr is behind the block")
-    edits.change(item.offset + _BSS_END, struct.pack("<I", resident.physical + resident.memory_size), "header",
-                 "bss_end_addr is behind the block's stack")
+    edits.change(
+        item.offset + _LOAD_END, struct.pack("<I", load_end), "header", "load_end_addr is behind the block"
+    )
+    edits.change(
+        item.offset + _BSS_END,
+        struct.pack("<I", resident.physical + resident.memory_size),
+        "header",
+        "bss_end_addr is behind the block's stack",
+    )
 
 
 def redirect_multiboot(image: Image, address: int, edits: Edits, why: str) -> None:

@@ -9,7 +9,9 @@ the ones that the call left.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from iced_x86 import Register
 
@@ -99,6 +101,23 @@ def _emit_stacked(asm: Assembly, binding: Binding, slot: int, around: Surroundin
         asm.call(slot)
 
 
+def _anchored_place(register: int, anchor: int, place: Place) -> Place:
+    """A RIP-relative place relative to a register that holds the return address."""
+    if not place.rip:
+        return place
+    return Place(register, displacement=place.displacement - anchor, segment=place.segment)
+
+
+def _replaced_source(source: Source, change: Callable[[Place], Place]) -> Source:
+    if isinstance(source, InMemory):
+        return InMemory(change(source.place), source.size)
+    return Address(change(source.place)) if isinstance(source, Address) else source
+
+
+def _replaced_target(target: Destination, change: Callable[[Place], Place]) -> Destination:
+    return InMemory(change(target.place), target.size) if isinstance(target, InMemory) else target
+
+
 def _is_stack_pointer(target: Destination) -> bool:
     return isinstance(target, InRegister) and target.number == SP
 
@@ -128,7 +147,9 @@ class _Marshal:
         self.anchor: int | None = None
         bound = self._anchored(binding)
         self.new_stack = next((source for source, target in bound.copies if _is_stack_pointer(target)), None)
-        self.binding = replace(bound, copies=tuple(pair for pair in bound.copies if not _is_stack_pointer(pair[1])))
+        self.binding = replace(
+            bound, copies=tuple(pair for pair in bound.copies if not _is_stack_pointer(pair[1]))
+        )
         self.scratch = self._choose_scratch()
         self.red_zone = RED_ZONE if around.red_zone else 0
 
@@ -157,8 +178,11 @@ class _Marshal:
         """The binding with RIP-relative operands turned relative to the return address."""
         if not self.around.bias:
             return binding
-        places = [item.place for _, item in (*binding.inputs, *binding.outputs, *binding.copies)
-                  if isinstance(item, InMemory | Address)]
+        places = [
+            item.place
+            for _, item in (*binding.inputs, *binding.outputs, *binding.copies)
+            if isinstance(item, InMemory | Address)
+        ]
         places += [source.place for source, _ in binding.copies if isinstance(source, InMemory)]
         if not any(place.rip for place in places):
             return binding
@@ -166,24 +190,24 @@ class _Marshal:
         taken |= {number for place in places for number in place.reads()}
         self.anchor = next(number for number in _SCRATCH if number not in taken)
 
-        def fix(item: Source | Destination) -> Source | Destination:
-            if isinstance(item, InMemory | Address) and item.place.rip:
-                place = Place(self.anchor, displacement=item.place.displacement - self.around.anchor,
-                              segment=item.place.segment)
-                return replace(item, place=place)
-            return item
-
+        place = partial(_anchored_place, self.anchor, self.around.anchor)
         return replace(
             binding,
-            inputs=tuple((number, fix(source)) for number, source in binding.inputs),
-            outputs=tuple((number, fix(target)) for number, target in binding.outputs),
-            copies=tuple((fix(source), fix(target)) for source, target in binding.copies),
+            inputs=tuple((number, _replaced_source(source, place)) for number, source in binding.inputs),
+            outputs=tuple((number, _replaced_target(target, place)) for number, target in binding.outputs),
+            copies=tuple(
+                (_replaced_source(source, place), _replaced_target(target, place))
+                for source, target in binding.copies
+            ),
         )
 
     def _natural(self, number: int, destination: Destination) -> bool:
         """Whether the call already leaves the result where the instruction does."""
-        return (isinstance(destination, InRegister) and destination.number == number
-                and destination.size == self.asm.word)
+        return (
+            isinstance(destination, InRegister)
+            and destination.number == number
+            and destination.size == self.asm.word
+        )
 
     def _touched(self) -> frozenset[int]:
         """Registers that hold something else than at the site when the call has returned."""
@@ -195,8 +219,11 @@ class _Marshal:
     def _indirect(self) -> list[int]:
         """Outputs in memory whose address registers do not survive the call."""
         touched = self._touched()
-        return [index for index, (_, destination) in enumerate(self.binding.outputs)
-                if isinstance(destination, InMemory) and destination.place.reads() & touched]
+        return [
+            index
+            for index, (_, destination) in enumerate(self.binding.outputs)
+            if isinstance(destination, InMemory) and destination.place.reads() & touched
+        ]
 
     def _choose_scratch(self) -> int | None:
         if not self._indirect() and not self.binding.copies:
@@ -315,8 +342,7 @@ class _Marshal:
         sources = frozenset().union(*(reads(source) for _, source in self.binding.inputs))
         wanted = self._to_save()
         given = {number for number, _ in self.binding.inputs}
-        free = [number for number in self.around.dead
-                if number not in (*wanted, *sources, *given, SP)]
+        free = [number for number in self.around.dead if number not in (*wanted, *sources, *given, SP)]
         saved = [number for number in wanted if number not in self.around.dead]
         if len(saved) > len(free):
             return False

@@ -49,7 +49,9 @@ class PatchJob:
         return self.edits.apply()
 
 
-def patch_payload(image: Image, view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]) -> PatchJob:
+def patch_payload(
+    image: Image, view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]
+) -> PatchJob:
     """Patch the payload of an image; ImageError when it cannot carry the resident block."""
     reach = Reach("absolute" if image.kind == "flat" else "relative")
     if image.kind == "flat" and (reason := flat_writer.flat_reason(image)):
@@ -80,8 +82,9 @@ def patch_payload(image: Image, view: CodeView, addresses: Iterable[int], foreig
 # ---- what is asked of the resident block ----------------------------------------------------
 
 
-def _build(image: Image, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...], entries: tuple[Entry, ...]
-           ) -> Resident:
+def _build(
+    image: Image, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...], entries: tuple[Entry, ...]
+) -> Resident:
     """The block behind the image, or below it where there is room.
 
     Below is better: kernels take the memory behind their end for their first allocations, some
@@ -90,7 +93,9 @@ def _build(image: Image, widths: tuple[int, ...], requests: tuple[ThunkRequest, 
     end = max(segment.paddr + segment.mem_size for segment in image.segments)
     behind = -(-end // _PAGE) * _PAGE
     if behind >= 1 << 31:
-        raise ImageError("the image ends above 2 GiB of physical memory", hint="the resident block must lie below")
+        raise ImageError(
+            "the image ends above 2 GiB of physical memory", hint="the resident block must lie below"
+        )
     delta = _main_delta(image)
     resident = build_resident(behind, delta, widths, requests, entries, 0)
     start = min(segment.paddr for segment in image.segments)
@@ -141,8 +146,14 @@ def _request(image: Image, context: Context, window: Window, pieces: tuple[Piece
     return ThunkRequest(window.start, window.bits, 0, compose, pointer=True)
 
 
-def _compose_absolute(bits: int, pieces: tuple[Piece, ...], anchor: int, end: int | None, called: bool,
-                      slot: Callable[[int], int]) -> Assembly:
+def _compose_absolute(
+    bits: int,
+    pieces: tuple[Piece, ...],
+    anchor: int,
+    end: int | None,
+    called: bool,
+    slot: Callable[[int], int],
+) -> Assembly:
     return compose_absolute(bits, pieces, anchor, end, slot, called=called)
 
 
@@ -185,8 +196,10 @@ def _long_jump(image: Image, context: Context, window: Window, resident: Residen
 def _stub_entries(image: Image) -> tuple[EntryPoint, ...]:
     """Entries that go through the stub, each physical address and protocol family once."""
     if any(entry.protocol == "xen" for entry in image.entries):
-        raise ImageError("the image has a Xen entry, which the patch does not cover yet",
-                         hint="native entries (multiboot, Linux, PVH) are supported")
+        raise ImageError(
+            "the image has a Xen entry, which the patch does not cover yet",
+            hint="native entries (multiboot, Linux, PVH) are supported",
+        )
     chosen: dict[tuple[int, bool], EntryPoint] = {}
     order = {name: rank for rank, name in enumerate(_STUB_PROTOCOLS)}
     for entry in sorted(image.entries, key=lambda entry: order.get(entry.protocol, 99)):
@@ -223,4 +236,3 @@ def _redirect_entries(image: Image, resident: Resident, edits: Edits) -> None:
             elf_writer.redirect_pvh(image, stub, edits, why)
         else:
             elf_writer.redirect_entry(image, stub + point.address - point.physical, edits, why)
-

@@ -42,9 +42,13 @@ def refuse_patched(image: Image) -> None:
         patched = find_record(image.payload) is not None
     except ImageError:
         patched = True
-    patched = patched or any(find_locators(image.data_of(segment), segment.vaddr) for segment in image.segments)
+    patched = patched or any(
+        find_locators(image.data_of(segment), segment.vaddr) for segment in image.segments
+    )
     if patched:
-        raise ImageError(f"{image.path}: this image is already patched", hint="`pvpatch revert` restores the original")
+        raise ImageError(
+            f"{image.path}: this image is already patched", hint="`pvpatch revert` restores the original"
+        )
 
 
 def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
@@ -55,7 +59,9 @@ def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
     scan = scan_image(image, progress)
     scanned = time.perf_counter()
     progress("planning and writing")
-    job = patch_payload(image, view_of(scan.codemap), [site.address for site in scan.sites], foreign_sites(scan))
+    job = patch_payload(
+        image, view_of(scan.codemap), [site.address for site in scan.sites], foreign_sites(scan)
+    )
     payload = job.payload()
     progress("decoding again what was written")
     checked = verify(job, payload)
@@ -67,8 +73,10 @@ def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
 def _refuse_container(image: Image) -> None:
     if len(image.container) > 1 or any(layer.kind != "gzip" for layer in image.container):
         kinds = " in ".join(layer.kind for layer in reversed(image.container))
-        raise ImageError(f"{image.path}: patching inside {kinds} is not supported yet",
-                         hint="gzip, ELF and flat images are; the payload can be patched after it is taken out")
+        raise ImageError(
+            f"{image.path}: patching inside {kinds} is not supported yet",
+            hint="gzip, ELF and flat images are; the payload can be patched after it is taken out",
+        )
 
 
 def _wrap(image: Image, payload: bytes) -> bytes:
@@ -79,8 +87,13 @@ def _manifest(image: Image, job: PatchJob, scan: ScanResult) -> Manifest:
     recipe = gzip_layer.recipe(image.container[0], image.payload) if image.container else None
     kept = image.original if image.container and recipe is None else b""
     containers = tuple(
-        Container(layer.kind, layer.codec, {"header": recipe.header.hex(), "level": recipe.level,
-                                            "memory_level": recipe.memory_level} if recipe else None)
+        Container(
+            layer.kind,
+            layer.codec,
+            {"header": recipe.header.hex(), "level": recipe.level, "memory_level": recipe.memory_level}
+            if recipe
+            else None,
+        )
         for layer in image.container
     )
     resident = job.resident
@@ -91,8 +104,12 @@ def _manifest(image: Image, job: PatchJob, scan: ScanResult) -> Manifest:
         payload_size=len(image.payload),
         format=image.kind,
         reach=job.reach.kind,
-        resident={"physical": resident.physical, "size": resident.size, "memory_size": resident.memory_size,
-                  "offset": job.block_offset},
+        resident={
+            "physical": resident.physical,
+            "size": resident.size,
+            "memory_size": resident.memory_size,
+            "offset": job.block_offset,
+        },
         changes=tuple(sorted(job.edits.changes, key=lambda change: change.offset)),
         additions=tuple(job.edits.additions),
         sites=_sites(job, scan),
@@ -112,14 +129,28 @@ def _sites(job: PatchJob, scan: ScanResult) -> tuple[Site, ...]:
             continue
         bound = job.bound.sites.get(job.bound.paired.get(decision.address, decision.address))
         thunk = None if decision.window is None else job.resident.thunks[decision.window].address
-        text = _text(formatter, instruction) if instruction is not None else f"{site.mnemonic} {site.operands}".strip()
-        rows.append(Site(site.address, site.file_offset, site.width, site.code.hex(), text, decision.call,
-                         decision.tactic, decision.reason, decision.window, thunk,
-                         bound.binding.number if bound is not None else None))
+        text = (
+            _text(formatter, instruction)
+            if instruction is not None
+            else f"{site.mnemonic} {site.operands}".strip()
+        )
+        rows.append(
+            Site(
+                site.address,
+                site.file_offset,
+                site.width,
+                site.code.hex(),
+                text,
+                decision.call,
+                decision.tactic,
+                decision.reason,
+                decision.window,
+                thunk,
+                bound.binding.number if bound is not None else None,
+            )
+        )
     return tuple(rows)
 
 
 def _text(formatter: Formatter, instruction: Instruction) -> str:
     return str(formatter.format(instruction))
-
-

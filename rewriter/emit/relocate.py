@@ -11,7 +11,15 @@ from iced_x86 import Code, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from rewriter.emit.assembly import SP, Assembly, Label, Place
 
-__all__ = ["call_from", "check", "ends_block", "is_direct_branch", "is_direct_call", "relocate", "relocate_to"]
+__all__ = [
+    "call_from",
+    "check",
+    "ends_block",
+    "is_direct_branch",
+    "is_direct_call",
+    "relocate",
+    "relocate_to",
+]
 
 _DIRECT = (OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 _ADDRESS_MATTERS = {
@@ -39,14 +47,19 @@ def is_direct_call(instruction: Instruction) -> bool:
 def is_direct_branch(instruction: Instruction) -> bool:
     """A near jump, conditional jump, loop or jecxz to an address in the instruction."""
     flow = instruction.flow_control
-    return (flow in (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
-            and instruction.op_kind(0) in _DIRECT)
+    return (
+        flow in (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
+        and instruction.op_kind(0) in _DIRECT
+    )
 
 
 def ends_block(instruction: Instruction) -> bool:
     """Whether control never reaches the next instruction by falling through."""
-    return instruction.flow_control in (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH,
-                                        FlowControl.RETURN)
+    return instruction.flow_control in (
+        FlowControl.UNCONDITIONAL_BRANCH,
+        FlowControl.INDIRECT_BRANCH,
+        FlowControl.RETURN,
+    )
 
 
 def check(instruction: Instruction) -> str:
@@ -60,8 +73,11 @@ def check(instruction: Instruction) -> str:
         return "it raises an exception at its address"
     if flow == FlowControl.INDIRECT_CALL:
         return "an indirect call"
-    if instruction.op_count and instruction.op_kind(0) in (OpKind.NEAR_BRANCH16, OpKind.FAR_BRANCH16,
-                                                           OpKind.FAR_BRANCH32):
+    if instruction.op_count and instruction.op_kind(0) in (
+        OpKind.NEAR_BRANCH16,
+        OpKind.FAR_BRANCH16,
+        OpKind.FAR_BRANCH32,
+    ):
         return "a far or 16-bit branch"
     if instruction.is_ip_rel_memory_operand and instruction.memory_base == Register.EIP:
         return "an operand relative to EIP"

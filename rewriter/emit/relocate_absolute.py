@@ -118,8 +118,9 @@ def _relative_load(asm: Assembly, instruction: Instruction, anchor: int) -> None
     if not full or instruction.op0_register in _STACK_POINTERS:
         raise Refused("an operand relative to RIP")
     number = number_of(instruction.op0_register)
-    place = Place(number, displacement=instruction.ip_rel_memory_address - anchor,
-                  segment=instruction.segment_prefix)
+    place = Place(
+        number, displacement=instruction.ip_rel_memory_address - anchor, segment=instruction.segment_prefix
+    )
     asm.load(number, Place(SP))
     if instruction.code == Code.LEA_R64_M:
         asm.address(number, place)
@@ -140,9 +141,12 @@ def _push(asm: Assembly, instruction: Instruction) -> None:
 
 
 def _is_immediate_to_stack_pointer(instruction: Instruction) -> bool:
-    return (instruction.op0_kind == OpKind.REGISTER and instruction.op0_register in (Register.ESP, Register.RSP)
-            and instruction.op1_kind in (OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE32, OpKind.IMMEDIATE8TO64,
-                                         OpKind.IMMEDIATE32TO64))
+    return (
+        instruction.op0_kind == OpKind.REGISTER
+        and instruction.op0_register in (Register.ESP, Register.RSP)
+        and instruction.op1_kind
+        in (OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE32, OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64)
+    )
 
 
 def _adjust(asm: Assembly, instruction: Instruction) -> None:
@@ -173,12 +177,18 @@ def _plain(asm: Assembly, instruction: Instruction) -> None:
     """Anything else: it may use the stack pointer only as the base of its memory operand."""
     if instruction.stack_pointer_increment or instruction.is_stack_instruction:
         raise Refused("it moves the stack pointer")
-    uses = [used for used in _INFO.info(instruction).used_registers()
-            if RegisterExt.full_register(used.register) == Register.RSP]
+    uses = [
+        used
+        for used in _INFO.info(instruction).used_registers()
+        if RegisterExt.full_register(used.register) == Register.RSP
+    ]
     if any(used.access != OpAccess.READ for used in uses):
         raise Refused("it changes the stack pointer")
-    operands = [instruction.op_register(index) for index in range(instruction.op_count)
-                if instruction.op_kind(index) == OpKind.REGISTER]
+    operands = [
+        instruction.op_register(index)
+        for index in range(instruction.op_count)
+        if instruction.op_kind(index) == OpKind.REGISTER
+    ]
     if any(register in _STACK_POINTERS for register in operands):
         raise Refused("it reads the stack pointer")
     moved = instruction.copy()
@@ -197,5 +207,3 @@ def _shift(instruction: Instruction, asm: Assembly) -> None:
         raise Refused("its displacement is at the limit")
     instruction.memory_displacement = displacement & (2**64 - 1 if asm.bits == 64 else 2**32 - 1)
     instruction.memory_displ_size = 1 if -128 <= displacement < 128 else asm.word
-
-

@@ -75,8 +75,14 @@ class _Layout:
     thunks: int = 0
 
 
-def build_resident(physical: int, virtual_delta: int, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...],
-                   entries: tuple[Entry, ...], image_end: int) -> Resident:
+def build_resident(
+    physical: int,
+    virtual_delta: int,
+    widths: tuple[int, ...],
+    requests: tuple[ThunkRequest, ...],
+    entries: tuple[Entry, ...],
+    image_end: int,
+) -> Resident:
     """Lay out and encode the block at ``physical``.
 
     ``virtual_delta`` is the kernel's virtual - physical distance, for the locator;
@@ -131,8 +137,9 @@ def _lay_out(widths: tuple[int, ...], pointers: int) -> _Layout:
     return layout
 
 
-def _encode_thunks(physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...]
-                   ) -> tuple[dict[int, Encoded], dict[int, int], int]:
+def _encode_thunks(
+    physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...]
+) -> tuple[dict[int, Encoded], dict[int, int], int]:
     thunks: dict[int, Encoded] = {}
     offsets: dict[int, int] = {}
     at = layout.thunks
@@ -153,8 +160,9 @@ def _encode_thunks(physical: int, layout: _Layout, requests: tuple[ThunkRequest,
     return thunks, offsets, at
 
 
-def _pointer_table(physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...], offsets: dict[int, int]
-                   ) -> tuple[dict[int, int], bytes]:
+def _pointer_table(
+    physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...], offsets: dict[int, int]
+) -> tuple[dict[int, int], bytes]:
     pointers: dict[int, int] = {}
     table = bytearray()
     for request in requests:

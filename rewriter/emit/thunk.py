@@ -29,8 +29,9 @@ class Piece:
     dead: tuple[int, ...] = ()
 
 
-def compose_relative(bits: int, pieces: tuple[Piece, ...], end: int | None,
-                     slot: Callable[[int], int]) -> Assembly:
+def compose_relative(
+    bits: int, pieces: tuple[Piece, ...], end: int | None, slot: Callable[[int], int]
+) -> Assembly:
     """The thunk of a window that jumps there; it jumps back to ``end`` unless that is None."""
     asm = Assembly(bits)
     labels = _labels(pieces)
@@ -51,8 +52,15 @@ def compose_relative(bits: int, pieces: tuple[Piece, ...], end: int | None,
     return asm
 
 
-def compose_absolute(bits: int, pieces: tuple[Piece, ...], anchor: int, end: int | None,
-                     slot: Callable[[int], int], *, called: bool) -> Assembly:
+def compose_absolute(
+    bits: int,
+    pieces: tuple[Piece, ...],
+    anchor: int,
+    end: int | None,
+    slot: Callable[[int], int],
+    *,
+    called: bool,
+) -> Assembly:
     """The thunk of a window in code that moves.
 
     ``called``: the site calls, and the return address stands for ``anchor``; otherwise it
@@ -80,7 +88,9 @@ def compose_absolute(bits: int, pieces: tuple[Piece, ...], anchor: int, end: int
 def _labels(pieces: tuple[Piece, ...]) -> dict[int, Label]:
     """Labels for the pieces behind the first that branches of the window lead to."""
     inside = {piece.instruction.ip for piece in pieces[1:]}
-    targets = {piece.instruction.near_branch_target for piece in pieces if is_direct_branch(piece.instruction)}
+    targets = {
+        piece.instruction.near_branch_target for piece in pieces if is_direct_branch(piece.instruction)
+    }
     return {address: Label(f"{address:#x}") for address in sorted(inside & targets)}
 
 

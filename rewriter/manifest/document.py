@@ -115,7 +115,14 @@ class Manifest:
             sites = tuple(Site(**item) for item in data.pop("sites"))
             containers = tuple(Container(**item) for item in data.pop("containers"))
             notes = tuple(data.pop("notes"))
-            return cls(changes=changes, additions=additions, sites=sites, containers=containers, notes=notes,
-                       kept_original=kept_original, **data)
+            return cls(
+                changes=changes,
+                additions=additions,
+                sites=sites,
+                containers=containers,
+                notes=notes,
+                kept_original=kept_original,
+                **data,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ImageError("the manifest of the patched image is damaged") from error

@@ -58,8 +58,15 @@ def explain(original: bytes, patched: bytes, manifest: Manifest) -> Explanation:
         old, new = bytes.fromhex(change.old), bytes.fromhex(change.new)
         present = original[change.offset : change.offset + len(old)]
         if present != old:
-            wrong.append(Unexplained(change.offset, change.old, present.hex(), "the original, by the manifest",
-                                     address=change.address))
+            wrong.append(
+                Unexplained(
+                    change.offset,
+                    change.old,
+                    present.hex(),
+                    "the original, by the manifest",
+                    address=change.address,
+                )
+            )
         expected[change.offset : change.offset + len(new)] = new
     for addition in manifest.additions:
         expected += bytes.fromhex(addition.data)
@@ -69,7 +76,9 @@ def explain(original: bytes, patched: bytes, manifest: Manifest) -> Explanation:
     for first, last in differences(bytes(expected), body):
         wrong += _locate(first, last, bytes(expected), body, manifest)
     extent = min(len(original), len(body))
-    changed = int(np.count_nonzero(np.frombuffer(original, np.uint8, extent) != np.frombuffer(body, np.uint8, extent)))
+    changed = int(
+        np.count_nonzero(np.frombuffer(original, np.uint8, extent) != np.frombuffer(body, np.uint8, extent))
+    )
     return Explanation(changed, max(len(body) - len(original), 0), size, tuple(wrong))
 
 
@@ -78,7 +87,9 @@ def _locate(first: int, last: int, expected: bytes, found: bytes, manifest: Mani
     parts: list[Unexplained] = []
     at = first
     while at < last:
-        addition = next((item for item in manifest.additions if item.offset <= at < item.offset + item.size), None)
+        addition = next(
+            (item for item in manifest.additions if item.offset <= at < item.offset + item.size), None
+        )
         end = last if addition is None else min(last, addition.offset + addition.size)
         if addition is None and at < manifest.payload_size < last:
             end = manifest.payload_size

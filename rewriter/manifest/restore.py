@@ -20,8 +20,10 @@ def original_payload(payload: bytes, manifest: Manifest) -> bytes:
     for change in manifest.changes:
         old, new = bytes.fromhex(change.old), bytes.fromhex(change.new)
         if bytes(data[change.offset : change.offset + len(new)]) != new:
-            raise ImageError(f"{_CHANGED}: at payload offset {change.offset:#x}",
-                             hint="`pvpatch diff` names every such byte")
+            raise ImageError(
+                f"{_CHANGED}: at payload offset {change.offset:#x}",
+                hint="`pvpatch diff` names every such byte",
+            )
         data[change.offset : change.offset + len(old)] = old
     if hashlib.sha256(data).hexdigest() != manifest.payload_sha256:
         raise ImageError(_CHANGED, hint="what would be restored is not the original")

@@ -2,7 +2,8 @@
 
     offset 0   magic "PVMANIF1", u32 size of the compressed document, u32 size of the kept original
     16         the document (bzip2: its output has been the same for decades), the kept original
-    end - 24   u64 size of the whole record, u32 version, u32 CRC-32 (ISO 3309) of all before, magic "PVMANEND"
+    end - 24   u64 size of the whole record, u32 version, u32 CRC-32 (ISO 3309) of all before,
+               magic "PVMANEND"
 
 The end is found first: an image format may put what it likes in front.
 """
@@ -29,7 +30,11 @@ _DAMAGED = "the manifest of the patched image is damaged"
 def pack(manifest: Manifest) -> bytes:
     """The record."""
     document = bz2.compress(manifest.to_json(), 9)
-    body = _HEAD.pack(_HEAD_MAGIC, len(document), len(manifest.kept_original)) + document + manifest.kept_original
+    body = (
+        _HEAD.pack(_HEAD_MAGIC, len(document), len(manifest.kept_original))
+        + document
+        + manifest.kept_original
+    )
     body += bytes(-len(body) % 8)
     size = len(body) + _TAIL.size
     start = _TAIL.pack(size, _VERSION, 0, _TAIL_MAGIC)[:12]

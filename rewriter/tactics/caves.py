@@ -23,8 +23,11 @@ def reachable(start: int, cave: int) -> bool:
 
 def caves_near(context: Context, start: int, size: int) -> Iterator[int]:
     """Free caves of ``size`` bytes that a short jump at ``start`` reaches, nearest first."""
-    found = [cave for cave in _candidates(context, start, size)
-             if reachable(start, cave) and not _taken(context, cave, cave + size)]
+    found = [
+        cave
+        for cave in _candidates(context, start, size)
+        if reachable(start, cave) and not _taken(context, cave, cave + size)
+    ]
     return iter(sorted(found, key=lambda cave: (abs(cave - start), cave)))
 
 

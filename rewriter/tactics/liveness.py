@@ -73,8 +73,9 @@ def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
 def _uses_stack(instruction: Instruction) -> bool:
     if instruction.stack_pointer_increment or instruction.memory_base in _STACK:
         return True
-    return any(used.register in _STACK and used.access in _READ
-               for used in _INFO.info(instruction).used_registers())
+    return any(
+        used.register in _STACK and used.access in _READ for used in _INFO.info(instruction).used_registers()
+    )
 
 
 def red_zone_live(view: CodeView, address: int) -> bool:
@@ -139,5 +140,7 @@ def _successors(instruction: Instruction) -> list[int]:
 
 
 def _changes_stack(instruction: Instruction) -> bool:
-    return any(used.register in _STACK and used.access not in (OpAccess.READ, OpAccess.NONE)
-               for used in _INFO.info(instruction).used_registers())
+    return any(
+        used.register in _STACK and used.access not in (OpAccess.READ, OpAccess.NONE)
+        for used in _INFO.info(instruction).used_registers()
+    )

@@ -178,10 +178,9 @@ def is_filler(instruction: Instruction) -> bool:
     if instruction.mnemonic in (Mnemonic.NOP, Mnemonic.INT3):
         return True
     if instruction.mnemonic == Mnemonic.LEA:
-        return (instruction.memory_base == instruction.op0_register
-                and instruction.memory_index in (Register.NONE, Register.EIZ if hasattr(Register, "EIZ") else 0)
-                and instruction.memory_displacement == 0)
+        plain = instruction.memory_index == Register.NONE and instruction.memory_displacement == 0
+        return bool(plain and instruction.memory_base == instruction.op0_register)
     if instruction.mnemonic in (Mnemonic.MOV, Mnemonic.XCHG) and instruction.op_count == 2:
-        return (instruction.op0_kind == instruction.op1_kind == OpKind.REGISTER
-                and instruction.op0_register == instruction.op1_register)
+        registers = instruction.op0_kind == instruction.op1_kind == OpKind.REGISTER
+        return bool(registers and instruction.op0_register == instruction.op1_register)
     return False

@@ -34,7 +34,9 @@ class Rules:
     neighbours: bool = True
 
 
-def build(context: Context, start: int, end: int, tactic: str, size: int, *, closed: bool = False) -> Window | str:
+def build(
+    context: Context, start: int, end: int, tactic: str, size: int, *, closed: bool = False
+) -> Window | str:
     """The window [start, end), extended over padding to ``size`` bytes, or why it cannot be.
 
     ``closed``: targets inside are allowed when only branches inside lead to them.
@@ -77,7 +79,7 @@ def _stops(context: Context, instruction: Instruction) -> bool:
 
 
 def _inside(context: Context, start: int, end: int, instructions: list[int], *, closed: bool) -> str:
-    """Why the targets inside forbid the window; empty when there are none, or only its own branches lead there."""
+    """Why the targets inside forbid the window; empty when only its own branches lead there."""
     for target in context.view.targets_inside(start, end):
         if not closed or target not in instructions or not context.view.only_from(target, start, end):
             return "a branch target lies inside"
