@@ -52,7 +52,8 @@ class Capabilities:
     time_source: str
     summary: str
     watched: frozenset[str] = field(default_factory=frozenset)
-    """Mnemonics (iced, lower case) of instructions that do not trap by themselves where this
+    """Mnemonics (iced, lower case; `mov cs`, `mov ss`, `push cs`, `push ss` for the reads of these
+    registers, `call far`) of instructions that do not trap by themselves where this
     hypervisor runs the guest; the machine finds each before it first runs and calls `on_watched`."""
 
     @property

@@ -44,10 +44,9 @@ __all__ = ["BACKEND", "LguestBackend"]
 
 _SILENT = frozenset({
     "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw",
+    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
 })  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 1. (Moves of segment registers are as
-sensitive, but watching every MOV would cost more than the rest of the run.)"""
+"""Sensitive instructions that do not trap at privilege 1."""
 _PORTS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
 """Watched because the emulated CPU does not check IOPL for them."""
 _PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
@@ -133,6 +132,7 @@ class LguestHypervisor(Hypervisor):
 
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call page."""
+        address &= 0xFFFFFFFF  # linear addresses wrap where CS has a base
         return any(start <= address < end for start, end in self._own_ranges)
 
     def on_syscall(self) -> bool:
