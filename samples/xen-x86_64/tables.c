@@ -5,7 +5,7 @@
 static table gdt, ldt;
 static u32 window[4] = { 0x11111111, 0x22222222, 0x33333333, 0x44444444 };
 
-#define DATA_SEGMENT 0x00cff2000000ffffull
+#define DATA_SEGMENT 0x0040f20000000fffull /* user data, 4 KiB from 0 */
 
 static void global(void)
 {
@@ -24,22 +24,22 @@ static void global(void)
 	verdict("set_gdt.loads");
 
 	returns("update_descriptor.good",
-		HC2(update_descriptor, machine_frame(gdt) << 12 | 16, DATA_SEGMENT), 0);
+		update_descriptor(machine_frame(gdt) << 12 | 16, DATA_SEGMENT), 0);
 	expect("written", gdt[2] & ~(1ull << 40), DATA_SEGMENT);
 	verdict("update_descriptor.written");
 	returns("update_descriptor.privilege_0",
-		HC2(update_descriptor, machine_frame(gdt) << 12 | 24, 0x00cf92000000ffff), 0);
+		update_descriptor(machine_frame(gdt) << 12 | 24, 0x0040920000000fff), 0);
 	returns("update_descriptor.system",
-		HC2(update_descriptor, machine_frame(gdt) << 12 | 24, 0x00008900000000ff), -XEN_EINVAL);
+		update_descriptor(machine_frame(gdt) << 12 | 24, 0x00008900000000ff), -XEN_EINVAL);
 	returns("update_descriptor.unaligned",
-		HC2(update_descriptor, machine_frame(gdt) << 12 | 4, DATA_SEGMENT), -XEN_EINVAL);
+		update_descriptor(machine_frame(gdt) << 12 | 4, DATA_SEGMENT), -XEN_EINVAL);
 	returns("update_descriptor.no_such_frame",
-		HC2(update_descriptor, 1ull << 50, DATA_SEGMENT), -XEN_EINVAL);
+		update_descriptor(1ull << 50, DATA_SEGMENT), -XEN_EINVAL);
 }
 
 static void local(void)
 {
-	struct mmuext_op op = { SET_LDT, 0, (u64)ldt, 16 };
+	struct mmuext_op op = { SET_LDT, (ulong)ldt, 16 };
 	u16 selector;
 
 	ldt[1] = DATA_SEGMENT;

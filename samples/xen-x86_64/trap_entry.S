@@ -42,10 +42,9 @@ trap_common:
 	push %r15
 	cld
 	mov %rsp, %rdi
-	mov %rsp, %rbx
 	and $-16, %rsp
 	call trap
-	mov %rbx, %rsp
+	mov %rax, %rsp                  /* the frame to go back through */
 	pop %r15
 	pop %r14
 	pop %r13

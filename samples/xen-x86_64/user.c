@@ -41,8 +41,8 @@ static u64 entry(const volatile void *page)
 void test_user(void)
 {
 	struct mmuext_op ops[2] = {
-		{ PIN_L4_TABLE, 0, machine_frame(top), 0 },
-		{ NEW_USER_BASEPTR, 0, machine_frame(top), 0 },
+		{ PIN_L4_TABLE, machine_frame(top), 0 },
+		{ NEW_USER_BASEPTR, machine_frame(top), 0 },
 	};
 	table *const tables[] = { &top, &pointers, &directory, &entries };
 	u8 *to = code_page;

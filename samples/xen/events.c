@@ -2,7 +2,7 @@
 #include "check.h"
 #include "kernel.h"
 
-static void enable(void)
+void events_enable(void)
 {
 	volatile struct vcpu_info *vcpu = &shared->vcpu_info[0];
 
@@ -12,12 +12,12 @@ static void enable(void)
 		HC2(xen_version, 0, 0); /* any call: Xen looks on its way back */
 }
 
-static void disable(void)
+void events_disable(void)
 {
 	shared->vcpu_info[0].upcall_mask = 1;
 }
 
-static s64 operation(u32 command, void *argument)
+static long operation(u32 command, void *argument)
 {
 	return HC2(event_channel_op, command, argument);
 }
@@ -40,28 +40,30 @@ void test_events(void)
 	} status = { DOMID_SELF, 0, 0, 0, { 0, 0 } };
 	u32 port;
 
-	shared->evtchn_mask[0] = 0;
+	for (u32 i = 0; i < EVENT_WORDS; i++)
+		shared->evtchn_mask[i] = ~0ul; /* the console's, too: we do not listen */
 	returns("bind_ipi.good", operation(EVTCHN_BIND_IPI, &ipi), 0);
 	port = ipi.port;
+	shared->evtchn_mask[0] = ~(1ul << port);
 	event_ports = 0;
-	disable();
+	events_disable();
 	returns("send.good", operation(EVTCHN_SEND, &port), 0);
 	expect("pending", shared->vcpu_info[0].upcall_pending, 1);
 	expect("upcalls while off", event_ports, 0);
-	enable();
-	disable();
-	expect("port seen", event_ports, 1ull << port);
+	events_enable();
+	events_disable();
+	expect("port seen", event_ports, 1ul << port);
 	expect("pending afterwards", shared->vcpu_info[0].upcall_pending, 0);
 	verdict("send.delivered_when_enabled");
 
 	event_ports = 0;
-	shared->evtchn_mask[0] = 1ull << port;
-	enable();
+	shared->evtchn_mask[0] = ~0ul;
+	events_enable();
 	returns("send.masked", operation(EVTCHN_SEND, &port), 0);
 	expect("upcalls while masked", event_ports, 0);
 	returns("unmask.good", operation(EVTCHN_UNMASK, &port), 0);
-	disable();
-	expect("port seen", event_ports, 1ull << port);
+	events_disable();
+	expect("port seen", event_ports, 1ul << port);
 	verdict("unmask.delivers");
 
 	status.port = port;
@@ -69,6 +71,7 @@ void test_events(void)
 	expect("an IPI", status.status, 5);
 	verdict("status.kind");
 	returns("bind_virq.good", operation(EVTCHN_BIND_VIRQ, &timer), 0);
+	shared->evtchn_mask[0] = ~(1ul << timer.port);
 	returns("bind_virq.twice", operation(EVTCHN_BIND_VIRQ, &timer), -XEN_EEXIST);
 	returns("bind_virq.unknown", operation(EVTCHN_BIND_VIRQ, &odd), -XEN_EINVAL);
 	returns("alloc_unbound.good", operation(EVTCHN_ALLOC_UNBOUND, &unbound), 0);

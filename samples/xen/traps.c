@@ -1,18 +1,8 @@
-/* Exceptions of the kernel: frames as hardware has them, RCX and R11 aside. */
+/* Exceptions of the kernel, gates, and what is registered for them. */
 #include "check.h"
 #include "kernel.h"
 
 extern u8 at_divide[], at_ud2[], after_int3[], at_read[];
-
-/* Privilege 0 is what the kernel is told, whatever it really runs at. */
-static void expect_kernel_frame(u64 vector, const u8 *ip)
-{
-	expect("vector", last_trap.vector, vector);
-	expect("rip", last_trap.ip, (u64)ip);
-	expect("cs", last_trap.cs & 0xffff, FLAT_KERNEL_CODE & ~3);
-	expect("rsp", last_trap.sp, trap_resume.sp);
-	expect("frame", last_trap.frame, (trap_resume.sp & ~15ul) - 40);
-}
 
 static __attribute__((noinline)) void exceptions(void)
 {
@@ -28,12 +18,14 @@ static __attribute__((noinline)) void exceptions(void)
 	PROBE("at_read: mov (%0), %%eax", (), ("r"(WILD)), "eax");
 	expect_kernel_frame(PAGE_FAULT, at_read);
 	expect("error", last_trap.error & 3, 0);
-	expect("cr2", last_trap.cr2, (u64)WILD);
+	expect("cr2", last_trap.cr2, (ulong)WILD);
 	verdict("trap.page_fault");
+#ifdef __x86_64__
 	PROBE("mov (%0), %%eax", (), ("r"(0x8000000000000000)), "eax");
 	expect("vector", last_trap.vector, GENERAL_PROTECTION);
 	expect("error", last_trap.error, 0);
 	verdict("trap.not_canonical");
+#endif
 }
 
 static void gates(void)
@@ -70,26 +62,37 @@ static void floating_point(void)
 
 static void registration(void)
 {
+	extern u8 event_entry[], failsafe_entry[];
+	struct {
+		u16 type, flags;
+#ifndef __x86_64__
+		ulong cs;
+#endif
+		ulong address;
+	} callback = { .type = 1, .address = (ulong)failsafe_entry };
+
+#ifdef __x86_64__
 	static struct trap_info bad[2] = { { 6, 0, FLAT_KERNEL_CODE, 0x8000000000000000 } };
-	extern u8 event_entry[], failsafe_entry[], syscall_entry[];
+	extern u8 syscall_entry[];
 
 	returns("set_trap_table.not_canonical", HC1(set_trap_table, bad), -XEN_EINVAL);
-	returns("set_trap_table.bad_pointer", HC1(set_trap_table, WILD), -XEN_EFAULT);
 	/* This old call does not look at what became of the three; callback_op does. */
 	returns("set_callbacks.not_canonical",
 		HC3(set_callbacks, 0x8000000000000000, failsafe_entry, syscall_entry), 0);
-	returns("set_callbacks.again",
-		HC3(set_callbacks, event_entry, failsafe_entry, syscall_entry), 0);
-
-	struct {
-		u16 type, flags;
-		u64 address;
-	} callback = { 2, 0, (u64)syscall_entry };
-
+#else
+	callback.cs = FLAT_KERNEL_CODE;
+#endif
+	returns("set_trap_table.bad_pointer", HC1(set_trap_table, WILD), -XEN_EFAULT);
+	returns("set_callbacks.again", callbacks_register(), 0);
+	returns("callback_op.failsafe", HC2(callback_op, 0, &callback), 0);
+#ifdef __x86_64__
+	callback.type = 2;
+	callback.address = (ulong)syscall_entry;
 	returns("callback_op.syscall", HC2(callback_op, 0, &callback), 0);
 	callback.address = 0x8000000000000000;
 	returns("callback_op.not_canonical", HC2(callback_op, 0, &callback), -XEN_EINVAL);
-	callback.address = (u64)syscall_entry;
+#endif
+	callback.address = (ulong)event_entry;
 	callback.type = 77;
 	returns("callback_op.unknown_type", HC2(callback_op, 0, &callback), -XEN_ENOSYS);
 	callback.type = 0;
@@ -102,9 +105,9 @@ static void registration(void)
 static void debugging(void)
 {
 	returns("set_debugreg.address", HC2(set_debugreg, 0, 0x12345000), 0);
-	returns("get_debugreg.address", HC1(get_debugreg, 0) == (s64)0x12345000, 1);
+	returns("get_debugreg.address", HC1(get_debugreg, 0) == (long)0x12345000, 1);
 	returns("set_debugreg.control", HC2(set_debugreg, 7, 0x400), 0);
-	returns("set_debugreg.hypervisor", HC2(set_debugreg, 1, 0xffff800000000000), -XEN_EPERM);
+	returns("set_debugreg.hypervisor", HC2(set_debugreg, 1, HOLE_START), -XEN_EPERM);
 	returns("set_debugreg.unknown", HC2(set_debugreg, 9, 0), -XEN_ENODEV);
 	returns("get_debugreg.unknown", HC1(get_debugreg, 9), -XEN_ENODEV);
 	HC2(set_debugreg, 0, 0);

@@ -5,7 +5,7 @@
 /* Other domains are refused what the initial one may do; the transcript stays the same. */
 static void privileged(const char *name, s64 got, s64 for_initial_domain)
 {
-	expect("result", (u64)got, (u64)(is_initial_domain() ? for_initial_domain : -XEN_EPERM));
+	expect("result", (u64)got, (u64)(s64)(is_initial_domain() ? for_initial_domain : -XEN_EPERM));
 	verdict(name);
 }
 
@@ -19,10 +19,10 @@ void test_others(void)
 		s32 status;
 	} size = { DOMID_SELF, 0, 0, 99 };
 
-	returns("console_io.write_nothing", HC3(console_io, 0, 0, buffer), 0);
+	privileged("console_io.write_nothing", HC3(console_io, 0, 0, buffer), 0);
 	privileged("console_io.read", HC3(console_io, 1, 16, buffer), 0);
 	privileged("console_io.unknown", HC3(console_io, 9, 0, 0), -XEN_ENOSYS);
-	returns("console_io.bad_pointer", HC3(console_io, 0, 16, WILD), -XEN_EFAULT);
+	privileged("console_io.bad_pointer", HC3(console_io, 0, 16, WILD), -XEN_EFAULT);
 
 	returns("physdev_op.set_iopl", HC2(physdev_op, 6, &level), 0);
 	level = 7;
@@ -45,5 +45,6 @@ void test_others(void)
 	returns("hvm_op.unknown", HC2(hvm_op, 77, buffer), -XEN_ENOSYS);
 	returns("xsm_op.unknown", HC1(xsm_op, buffer), -XEN_ENOSYS);
 	returns("update_va_mapping_otherdomain.no_such_domain",
-		HC4(update_va_mapping_otherdomain, buffer, 0, 0, DOMID_NONE), -XEN_ESRCH);
+		hypercall(HYPERVISOR_update_va_mapping_otherdomain, (ulong)buffer, 0, 0,
+			  AT_WIDTH(0, DOMID_NONE), DOMID_NONE), -XEN_ESRCH);
 }

@@ -11,10 +11,10 @@ static u64 entry_address(const volatile void *mapped)
 {
 	u64 *entry = table_entry(mapped);
 
-	return machine_frame(entry) << 12 | ((u64)entry & 4095);
+	return machine_frame(entry) << 12 | ((ulong)entry & 4095);
 }
 
-static s64 update(u64 ptr, u64 val)
+static long update(u64 ptr, u64 val)
 {
 	struct mmu_update request = { ptr, val };
 
@@ -39,21 +39,21 @@ static void entries(void)
 	page_b[0] = 0xbbbb;
 	returns("mmu_update.good", update(entry_address(window),
 					 mapping_of(page_a, WRITABLE | PRESENT)), 0);
-	HC3(update_va_mapping, window, mapping_of(page_a, WRITABLE | PRESENT), UVMF_INVLPG);
+	update_va_mapping(window, mapping_of(page_a, WRITABLE | PRESENT), UVMF_INVLPG);
 	expect("word", *seen, 0xaaaa);
 	verdict("mmu_update.maps");
 	returns("update_va_mapping.good",
-		HC3(update_va_mapping, window, mapping_of(page_b, WRITABLE | PRESENT), UVMF_INVLPG), 0);
+		update_va_mapping(window, mapping_of(page_b, WRITABLE | PRESENT), UVMF_INVLPG), 0);
 	expect("word", *seen, 0xbbbb);
 	verdict("update_va_mapping.maps");
 	returns("update_va_mapping.flush",
-		HC3(update_va_mapping, window, mapping_of(page_a, PRESENT), UVMF_TLB_FLUSH), 0);
+		update_va_mapping(window, mapping_of(page_a, PRESENT), UVMF_TLB_FLUSH), 0);
 	PROBE("movl $1, (%0)", (), ("r"(window)));
 	expect("vector", last_trap.vector, PAGE_FAULT);
 	expect("error", last_trap.error & 3, 3);
-	expect("cr2", last_trap.cr2, (u64)window);
+	expect("cr2", last_trap.cr2, (ulong)window);
 	verdict("update_va_mapping.read_only");
-	returns("update_va_mapping.none", HC3(update_va_mapping, window, 0, UVMF_INVLPG), 0);
+	returns("update_va_mapping.none", update_va_mapping(window, 0, UVMF_INVLPG), 0);
 	PROBE("mov (%0), %%eax", (), ("r"(window)), "eax");
 	expect("vector", last_trap.vector, PAGE_FAULT);
 	expect("error", last_trap.error & 3, 0);
@@ -69,33 +69,38 @@ static void entries(void)
 	returns("mmu_update.bad_pointer", HC4(mmu_update, WILD, 1, 0, DOMID_SELF), -XEN_EFAULT);
 	returns("mmu_update.no_such_domain", HC4(mmu_update, two, 1, 0, DOMID_NONE), -XEN_ESRCH);
 	returns("mmu_update.own_number_table",
-		update(machine_frame(page_a) << 12 | 1, ((u64)page_a - KERNEL_BASE) >> 12), 0);
+		update(machine_frame(page_a) << 12 | 1, ((ulong)page_a - KERNEL_BASE) >> 12), 0);
 	returns("update_va_mapping.bad_frame",
-		HC3(update_va_mapping, window, 1ull << 50 | PRESENT, UVMF_INVLPG), -XEN_EPERM);
+		update_va_mapping(window, 1ull << 50 | PRESENT, UVMF_INVLPG), -XEN_EPERM);
 }
 
-static s64 extended(u32 command, u64 arg1, u64 arg2)
+static long extended(u32 command, ulong arg1, ulong arg2)
 {
-	struct mmuext_op op = { command, 0, arg1, arg2 };
+	struct mmuext_op op = { command, arg1, arg2 };
 
 	return HC4(mmuext_op, &op, 1, 0, DOMID_SELF);
 }
 
 static void types(void)
 {
-	struct mmuext_op invalidate = { INVLPG_LOCAL, 0, (u64)window, 0 };
+	struct mmuext_op invalidate = { INVLPG_LOCAL, (ulong)window, 0 };
 	u64 *entry = table_entry(window);
+	ulong word = 0;
 
-	/* Stores to level-1 entries are emulated, with the checks; at higher levels they fault. */
-	PROBE("mov %1, (%0)", (), ("r"(entry), "r"(mapping_of(page_b, PRESENT))));
+	/* By request, stores to level-1 entries are emulated, with the checks; others fault. */
+	HC2(vm_assist, 0, 2);
+	PROBE("mov %1, (%0)", (), ("r"(entry), "r"((ulong)mapping_of(page_b, PRESENT))));
 	expect("vector", last_trap.vector, NO_TRAP);
 	HC4(mmuext_op, &invalidate, 1, 0, DOMID_SELF);
-	expect("word", *(volatile u64 *)window, 0xbbbb);
+	PROBE("mov (%1), %0", ("+r"(word)), ("r"(window)));
+	expect("vector of the read", last_trap.vector, NO_TRAP);
+	expect("word", word, 0xbbbb);
 	verdict("types.level_1_stores_are_emulated");
 	PROBE("mov %1, (%0)", (), ("r"(start_info->pt_base + 8), "r"(0ul)));
 	expect("vector", last_trap.vector, PAGE_FAULT);
 	expect("error", last_trap.error & 3, 3);
 	verdict("types.higher_stores_fault");
+	HC2(vm_assist, 1, 2);
 
 	returns("types.pin_a_writable_page", extended(PIN_L1_TABLE, machine_frame(spare_table), 0),
 		-XEN_EINVAL);
@@ -122,9 +127,9 @@ static void types(void)
 static void flushes(void)
 {
 	returns("mmuext.tlb_flush_local", extended(TLB_FLUSH_LOCAL, 0, 0), 0);
-	returns("mmuext.invlpg_local", extended(INVLPG_LOCAL, (u64)window, 0), 0);
+	returns("mmuext.invlpg_local", extended(INVLPG_LOCAL, (ulong)window, 0), 0);
 	returns("mmuext.tlb_flush_all", extended(TLB_FLUSH_ALL, 0, 0), 0);
-	returns("mmuext.invlpg_all", extended(INVLPG_ALL, (u64)window, 0), 0);
+	returns("mmuext.invlpg_all", extended(INVLPG_ALL, (ulong)window, 0), 0);
 	returns("mmuext.new_baseptr", extended(NEW_BASEPTR,
 		machine_frame((void *)start_info->pt_base), 0), 0);
 	returns("mmuext.bad_baseptr", extended(NEW_BASEPTR, machine_frame(page_a), 0), -XEN_EINVAL);
