@@ -1,40 +1,57 @@
-"""The command line: one module per command, put together here."""
+"""The command line: one module per command, put together here.
+
+Only the module of the command that is asked for is imported: reading ELF files, decoding and emulation each
+bring a large library along, and `pvpatch abi list` needs none of them.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import typer
 
-from pvpatch.cli.abi import abi_app
-from pvpatch.cli.backends import backends_command
-from pvpatch.cli.diff import diff_command
 from pvpatch.cli.failures import guarded
-from pvpatch.cli.guests import guests_app
-from pvpatch.cli.patch import patch_command
-from pvpatch.cli.revert import revert_command
-from pvpatch.cli.run import run_command
-from pvpatch.cli.scan import scan_command
 
-__all__ = ["app", "main"]
+__all__ = ["COMMANDS", "build", "main"]
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if sys.stderr.isatty() else None,
-    help="One paravirt ABI for every x86 kernel and every hypervisor.",
-)
-app.command("scan")(scan_command)
-app.command("patch")(patch_command)
-app.command("revert")(revert_command)
-app.command("diff")(diff_command)
-app.command("run")(run_command)
-app.command("backends")(backends_command)
-app.add_typer(abi_app, name="abi")
-app.add_typer(guests_app, name="guests")
+COMMANDS = {
+    "scan": "scan_command",
+    "patch": "patch_command",
+    "revert": "revert_command",
+    "diff": "diff_command",
+    "run": "run_command",
+    "abi": "abi_app",
+    "backends": "backends_command",
+    "guests": "guests_app",
+}
+"""Command -> the function, or the group of commands, in the module `pvpatch.cli.<command>`."""
+
+
+def build(wanted: str | None = None) -> typer.Typer:
+    """The application with one command, or with all of them for any other word (help, a typing error)."""
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if sys.stderr.isatty() else None,
+        help="One paravirt ABI for every x86 kernel and every hypervisor.",
+    )
+
+    @app.callback()
+    def group() -> None:
+        """One paravirt ABI for every x86 kernel and every hypervisor."""
+
+    for name in [wanted] if wanted in COMMANDS else COMMANDS:
+        found = getattr(import_module(f"{__name__}.{name}"), COMMANDS[name])
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def main() -> None:
     """The entry of the `pvpatch` command."""
-    sys.exit(guarded(lambda: app(prog_name="pvpatch")))
+    wanted = sys.argv[1] if len(sys.argv) > 1 else None
+    sys.exit(guarded(lambda: build(wanted)(prog_name="pvpatch")))

@@ -13,10 +13,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvpatch.cli import app
+from pvpatch.cli import build
 from pvpatch.cli.failures import guarded
 
-__all__ = ["Finished", "complaint", "inside", "process"]
+__all__ = ["Finished", "checked", "complaint", "files_below", "inside", "process"]
 
 SOURCES = Path(__file__).resolve().parents[2]
 ADDRESS_SPACE = 6 << 30
@@ -40,7 +40,7 @@ class Finished:
         return self.out.decode("utf-8", "replace")
 
 
-def _checked(finished: Finished) -> Finished:
+def checked(finished: Finished) -> Finished:
     """No command ever shows a traceback or blames itself."""
     assert "Traceback" not in finished.err, finished.err
     assert "a fault of pvpatch itself" not in finished.err, finished.err
@@ -77,7 +77,7 @@ def process(
         preexec_fn=_limit,
         check=False,
     )
-    return _checked(Finished(done.returncode, done.stdout or b"", done.stderr.decode("utf-8", "replace")))
+    return checked(Finished(done.returncode, done.stdout or b"", done.stderr.decode("utf-8", "replace")))
 
 
 class _Pipe(io.TextIOWrapper):
@@ -94,11 +94,11 @@ def inside(*arguments: str | Path) -> Finished:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            code = guarded(lambda: app([str(argument) for argument in arguments]))
+            code = guarded(lambda: build()([str(argument) for argument in arguments]))
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    return _checked(Finished(code, out.memory.getvalue(), err.memory.getvalue().decode("utf-8", "replace")))
+    return checked(Finished(code, out.memory.getvalue(), err.memory.getvalue().decode("utf-8", "replace")))
 
 
 def complaint(finished: Finished) -> str:

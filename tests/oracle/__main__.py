@@ -15,8 +15,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "oracle.md"
 HEAD = """# The Xen model against real Xen
 
 Written by `make oracle`: the sample `samples/xen-x86_64` on this project's model, and on Debian's Xen 4.17
-under QEMU, once as first domain and once as an unprivileged guest created by `xl`. A number is the result of the
-hypercall. Where the two kinds of domain differ, the model is the unprivileged one.
+under QEMU, once as first domain and once as an unprivileged guest created by `xl`. A number is the result of
+the hypercall. Where the two kinds of domain differ, the model is the unprivileged one.
 """
 
 
