@@ -19,6 +19,9 @@ from tests.cli.command import ADDRESS_SPACE, Finished, checked
 
 __all__ = ["Isolated", "isolated"]
 
+APP = build()
+"""Put together once, so that each forked child has it already."""
+
 CPU_SECONDS = 60
 PEAK_MEMORY = 1 << 30
 """Bytes of resident memory that no bad input may exceed."""
@@ -68,7 +71,7 @@ def isolated(*arguments: str | Path, memory: int = ADDRESS_SPACE) -> Isolated:
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
-            _child(lambda: build()(words, prog_name="pvpatch"), out, err, memory)
+            _child(lambda: APP(words, prog_name="pvpatch"), out, err, memory)
         code, usage = _wait(child)
         for stream in (out, err):
             stream.seek(0)
