@@ -50,12 +50,12 @@ apt-test:
 $(VENV)/.installed: pyproject.toml | apt-setup
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing pvpatch into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 setup: $(VENV)/.installed
