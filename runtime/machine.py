@@ -328,8 +328,9 @@ class Machine:
 
     def page_fault(self, address: int, error_code: int) -> None:
         """From the CPU: see `CpuEvents.page_fault`."""
-        if self.cpu.cpl == _USER and reads_descriptors(self.linear.try_read(self._code_address(0), 15), self.cpu):
-            if self.cpu.run_as_supervisor():
+        if self.cpu.cpl == _USER:
+            code = self.linear.try_read(self._code_address(0), 15)
+            if reads_descriptors(code, self.cpu) and self.cpu.run_as_supervisor():
                 return
         self.cpu.state.cr[2] = address
         self.exception(fl.PAGE_FAULT, error_code, False)

@@ -45,7 +45,9 @@ class EngineFacts:
 
 
 def _refuse(what: str) -> UnknownCpuLayout:
-    return UnknownCpuLayout(f"this Unicorn behaves differently from the known one: {what}", "install unicorn==2.1.4")
+    return UnknownCpuLayout(
+        f"this Unicorn behaves differently from the known one: {what}", "install unicorn==2.1.4"
+    )
 
 
 class _Scratch:
@@ -129,9 +131,8 @@ def _missed_address(scratch: _Scratch) -> int:
     scratch.hook(uc_const.UC_HOOK_TLB_FILL, _FILL(fill))
     error = scratch.run(b"\xa1" + struct.pack("<I", _MISS) + b"\xf4", 0)
     engine = ctypes.string_at(scratch.uc._uch.value, _ENGINE_SIZE)
-    places = [
-        offset for offset in range(0, _ENGINE_SIZE, 8) if engine[offset : offset + 8] == struct.pack("<Q", _MISS)
-    ]
+    wanted = struct.pack("<Q", _MISS)
+    places = [offset for offset in range(0, _ENGINE_SIZE, 8) if engine[offset : offset + 8] == wanted]
     if error != uc_const.UC_ERR_EXCEPTION or len(places) != 1 or scratch.state.rip != scratch.start:
         raise _refuse("a refused translation is reported differently")
     return places[0]

@@ -256,8 +256,8 @@ class VCpu:
     def on_new_block(self, callback: Callable[[int, int], None], level: int = 0) -> int:
         """Call `callback(linear address, size)` when a block has been translated, before it runs.
 
-        Only for code at privilege level `level` or a higher number. The emulator does not report the first block after `run` enters; the caller looks at
-        that one itself.
+        Only for code at privilege level `level` or a higher number. The emulator does not report the
+        first block after `run` enters; the caller looks at that one itself.
         """
 
         def generated(_uc: int, current: int, _previous: int, _data: int) -> None:
@@ -425,6 +425,9 @@ class VCpu:
         error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
         while error == uc_const.UC_ERR_EXCEPTION and control.fault and self.failure is None:
             self._refused()
+            if control.now >= control.limit:  # faults without a block between them must not outlast the limit
+                control.stopped, error = 1, 0
+                break
             error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
         control.force = 0
         if self.failure is not None:

@@ -119,7 +119,7 @@ def translate(
         return Translation(linear & 0xFFFFFFFF, 1 << 12, True, True, True)
     nx_on = bool(efer & EFER_NXE)
     access = (ERROR_WRITE if write else 0) | (ERROR_USER if user else 0)
-    if fetch and (nx_on and cr4 & CR4_PAE or cr4 & CR4_SMEP):
+    if fetch and ((nx_on and cr4 & CR4_PAE) or cr4 & CR4_SMEP):
         access |= ERROR_FETCH
     wide = mode is not PagingMode.LEVELS2
     load = memory.load_u64 if wide else memory.load_u32

@@ -45,7 +45,8 @@ def fill_tables(memory: GuestMemory, seed: int, wide: bool) -> None:
         data = bytearray()
         for _ in range(512 if wide else 1024):
             entry = source.choice((0x27, 0x67, 0x07, 0x05, 0x03, 0x01, 0x87, 0xE7, 0x1E7, 0x25, 0x00))
-            frame = source.choice((TABLES + 0x1000 * source.randrange(LEVELS), 0x3FF000, 0x200000, 0x7000000))
+            table = TABLES + 0x1000 * source.randrange(LEVELS)
+            frame = source.choice((table, 0x3FF000, 0x200000, 0x7000000))
             entry |= frame
             if wide:
                 entry |= source.choice((0, 0, 0, 0, 0, 1 << 63, 1 << 41))
@@ -61,7 +62,8 @@ def native(cpu: VCpu, linear: int, access: str) -> tuple[str, int, int]:
     control = cpu.control
     function = FILL(cpu.native.fill_tlb)
     page = linear & ~0xFFF
-    good = function(cpu.handle.value, page, ACCESS[access], ctypes.addressof(entry), ctypes.addressof(control))
+    place, shared = ctypes.addressof(entry), ctypes.addressof(control)
+    good = function(cpu.handle.value, page, ACCESS[access], place, shared)
     if good:
         return "page", entry.physical, entry.permissions
     kind, control.fault = control.fault, 0
@@ -70,14 +72,6 @@ def native(cpu: VCpu, linear: int, access: str) -> tuple[str, int, int]:
     assert kind == PAGE_FAULT
     assert control.fault_page == page
     return "fault", control.fault_code, 0
-
-
-MODES = {
-    "two levels": (0x20, False),
-    "two levels with PSE": (0x10, False),
-    "PAE": (0x20, True),
-    "four levels": (0x20, True),
-}
 
 
 @settings(max_examples=300, deadline=None)
@@ -93,7 +87,16 @@ MODES = {
     upper=st.sampled_from([0, 0, 0xFFFF8000, 0x00001234, 0x12345678]),
 )
 def test_both_walkers_agree(
-    cpu: VCpu, seed: int, mode: str, access: str, cpl: int, wp: bool, nxe: bool, smep: bool, linear: int, upper: int
+    cpu: VCpu,
+    seed: int,
+    mode: str,
+    access: str,
+    cpl: int,
+    wp: bool,
+    nxe: bool,
+    smep: bool,
+    linear: int,
+    upper: int,
 ) -> None:
     memory, state = cpu.memory, cpu.state
     wide = mode in ("PAE", "four levels")

@@ -1,4 +1,4 @@
-"""`pvpatch run` as a person runs it: exit codes, output files complete or absent, Ctrl-C, one line per error."""
+"""`pvpatch run` as a person runs it: exit codes, files complete or absent, Ctrl-C, one line per error."""
 
 from __future__ import annotations
 

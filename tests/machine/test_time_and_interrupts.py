@@ -103,7 +103,8 @@ def test_two_runs_agree_in_everything(width: int) -> None:
         ).run()
         stats = dict(world.result.stats)
         stats.pop("host_seconds")
-        documents.append((world.result.transcript, json.dumps(stats), trace, list(world.machine.cpu.state.gpr)))
+        registers = list(world.machine.cpu.state.gpr)
+        documents.append((world.result.transcript, json.dumps(stats), trace, registers))
     assert documents[0] == documents[1]
     assert documents[0][0] == b"." * 20
 
