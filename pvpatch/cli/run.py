@@ -131,6 +131,8 @@ def run_command(
         except BrokenPipeError:
             raise typer.Exit(_INTERRUPTED) from None
         _fill(files, result)
+    if result.transcript and not result.transcript.endswith(b"\n"):
+        sys.stderr.write("\n")  # the guest left the cursor inside a line
     if result.crash is not None:
         sys.stderr.write(render_crash(result.crash))
     sys.stderr.write(render_end(result, until))
