@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pvpatch.abi.comparison import comparison
 from pvpatch.abi.document import ROW_HEAD, call_rows, document
 from pvpatch.abi.header import c_header
 from pvpatch.abi.reference import reference
@@ -57,3 +58,11 @@ def write_reference(
 ) -> None:
     """The Markdown reference (docs/abi.md is its committed output)."""
     write_output(output, reference())
+
+
+@abi_app.command("comparison")
+def write_comparison(
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="- is standard output")] = "-",
+) -> None:
+    """Every call against VMI, lguest, KVM, Xen and pv_ops, in Markdown (the tables of docs/one-abi.md)."""
+    write_output(output, comparison())
