@@ -17,6 +17,7 @@ RUNS = [
     ("native-x86_64", "kvm"),
     ("kvm-x86_64", "kvm"),
     ("lguest-i386", "lguest"),
+    ("vmi-i386", "vmi"),
 ]
 
 
