@@ -28,6 +28,7 @@ from pvpatch.abi.statement import REGISTER, Statement, matches, parse_statement
 
 __all__ = ["AsmError", "Assembly", "Line", "assemble"]
 
+DECIMAL = re.compile(r"(?<![\w.])\d+(?![\w.])")
 EXACT: dict[tuple[int, str], bytes] = {
     (64, "retfq"): b"\x48\xcb",
     (64, "sysretq"): b"\x48\x0f\x07",
@@ -155,6 +156,11 @@ def _data(text: str, directive: str) -> bytes:
     return b"".join((value & ((1 << 8 * size) - 1)).to_bytes(size, "little") for value in values)
 
 
+def _hexadecimal(number: re.Match[str]) -> str:
+    """Keystone now and then reads a decimal number as a hexadecimal one; it cannot mistake this."""
+    return hex(int(number[0]))
+
+
 def _encode(text: str, width: int, address: int) -> bytes:
     head = text.split()[0]
     if head in AMBIGUOUS:
@@ -167,7 +173,7 @@ def _encode(text: str, width: int, address: int) -> bytes:
         selector, offset = (int(item, 0) for item in text[len(head) :].split(","))
         return bytes([FAR[head]]) + offset.to_bytes(4, "little") + selector.to_bytes(2, "little")
     try:
-        code, _ = _assembler(width).asm(text, address, as_bytes=True)
+        code, _ = _assembler(width).asm(DECIMAL.sub(_hexadecimal, text), address, as_bytes=True)
     except keystone.KsError as error:
         raise AsmError(f"cannot assemble {text!r} at {width} bits: {error}") from error
     if not code:
