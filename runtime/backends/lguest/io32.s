@@ -3,38 +3,48 @@
 .routine in8
   in al, dx
   retf
+
 .routine in16
   in ax, dx
   retf
+
 .routine in32
   in eax, dx
   retf
+
 .routine out16
   out dx, ax
   retf
+
 .routine out32
   out dx, eax
   retf
+
 .routine ins8
 fault_ins8:
   rep insb
   retf
+
 .routine ins16
 fault_ins16:
   rep insw
   retf
+
 .routine ins32
 fault_ins32:
   rep insd
   retf
+
 .routine outs8
 fault_outs8:
   rep outsb
   retf
+
 .routine outs16
 fault_outs16:
   rep outsw
   retf
+
 .routine outs32
 fault_outs32:
   rep outsd
@@ -66,7 +76,7 @@ out8_data:
   je out8_seen
   mov dword ptr [ecx+P_pic_expects], 0
   and eax, 0xf8
-  mov [ecx+P_pic_base], eax
+  PIC_BASE
 out8_seen:
   pop ecx
   pop eax
@@ -130,6 +140,7 @@ msr_pat:
   mov edx, cs:[P_pat+4]
   popfd
   retf
+
 .routine msr_write
   pushfd
   cmp ecx, 0x277
@@ -152,12 +163,7 @@ msr_ignored:
   push ecx
   push edx
   push esi
-  mov ecx, eax
-  mov ebx, [V_cr3]
-  mov edx, 0
-  mov esi, 0
-  mov eax, HC_set_pte
-  HYPERCALL
+  INVALIDATE
   pop esi
   pop edx
   pop ecx
@@ -173,24 +179,13 @@ invalidate_out:
   FLAT_IN
   test dword ptr [V_cr0], 0x80000000
   je invalidate_out
-  push eax
-  push ebx
-  mov ebx, 1
-  mov eax, HC_flush_tlb
-  HYPERCALL
-  pop ebx
-  pop eax
+  FLUSH
   jmp invalidate_out
+
 .routine tlb_flush_all
   pushfd
   FLAT_IN
   test dword ptr [V_cr0], 0x80000000
   je invalidate_out
-  push eax
-  push ebx
-  mov ebx, 1
-  mov eax, HC_flush_tlb
-  HYPERCALL
-  pop ebx
-  pop eax
+  FLUSH
   jmp invalidate_out

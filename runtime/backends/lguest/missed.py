@@ -12,10 +12,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from iced_x86 import Code, Register
+from iced_x86 import Code, OpKind, Register, RegisterInfo
 
 from pvpatch.abi.layout import slot_offset
 from pvpatch.abi.spec import Call, Form, load_spec
+from runtime.backends.lguest.descriptors import GUEST_PRIVILEGE
 from runtime.backends.lguest.launcher import mnemonic_name
 from runtime.backends.lguest.resident import place_of
 from runtime.cpu import flags as fl
@@ -43,6 +44,8 @@ _SEGMENTS = {
     Register.ES: fl.ES, Register.CS: fl.CS, Register.SS: fl.SS,
     Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
 }  # fmt: skip
+_SELECTOR_READS = {Code.MOV_RM16_SREG: 2, Code.MOV_R32M16_SREG: 4}
+_SELECTOR_PUSHES = {Code.PUSHW_CS: 2, Code.PUSHD_CS: 4, Code.PUSHW_SS: 2, Code.PUSHD_SS: 4}
 _POPS = {Code.POPFW: 2, Code.POPFD: 4}
 
 
@@ -79,6 +82,8 @@ class MissedSites:
             return self._pop_flags(insn, _POPS[insn.code])
         if insn.code in _TABLES:
             return self._load_table(insn)
+        if insn.code in _SELECTOR_READS or insn.code in _SELECTOR_PUSHES:
+            return self._read_selector(insn)
         call = _plain_calls().get(mnemonic_name(insn))
         patched = self._model.machine.patched
         pages = [page for page in patched.pages if page.width == 32] if patched is not None else []
@@ -120,19 +125,58 @@ class MissedSites:
     def _load_table(self, insn: iced_x86.Instruction) -> bool:
         """LGDT and LIDT, the form with a 24-bit base too."""
         name, mask = _TABLES[insn.code]
+        linear = self._address(insn)
+        if linear is None:
+            return False
+        operand = self._model.space.read_linear(linear, 6)
+        memory = self._model.space.physical
+        memory.store_u32(self._variable(f"V_{name}_limit"), int.from_bytes(operand[:2], "little"))
+        memory.store_u32(self._variable(f"V_{name}_base"), int.from_bytes(operand[2:], "little") & mask)
+        self._model.machine.cpu.state.rip = insn.next_ip32
+        return True
+
+    # -- operands ----------------------------------------------------------------------------------
+
+    def _address(self, insn: iced_x86.Instruction) -> int | None:
+        """Linear address of the memory operand; None for one with 16-bit registers."""
         state = self._model.machine.cpu.state
         linear = state.segments[_SEGMENTS[insn.memory_segment]].base + insn.memory_displacement
         for register, scale in ((insn.memory_base, 1), (insn.memory_index, insn.memory_index_scale)):
             if register != Register.NONE:
                 if register not in _REGISTERS:
-                    return False
+                    return None
                 linear += state.gpr[_REGISTERS[register]] * scale
-        operand = self._model.space.read_linear(linear & _WORD, 6)
-        memory = self._model.space.physical
-        memory.store_u32(self._variable(f"V_{name}_limit"), int.from_bytes(operand[:2], "little"))
-        memory.store_u32(self._variable(f"V_{name}_base"), int.from_bytes(operand[2:], "little") & mask)
+        return int(linear) & _WORD
+
+    # -- selectors ---------------------------------------------------------------------------------
+
+    def _read_selector(self, insn: iced_x86.Instruction) -> bool:
+        """MOV from and PUSH of CS and SS: what the guest believes them to be."""
+        pushes = _SELECTOR_PUSHES.get(insn.code)
+        register = insn.op1_register if pushes is None else insn.op0_register
+        state = self._model.machine.cpu.state
+        value = self._believed(int(state.segments[_SEGMENTS[register]].selector))
+        if pushes is not None:
+            self._push(value, pushes)
+        elif insn.op0_kind == OpKind.REGISTER:
+            full = RegisterInfo(insn.op0_register).full_register32
+            keep = 0xFFFF0000 if insn.code == Code.MOV_RM16_SREG else 0
+            state.gpr[_REGISTERS[full]] = state.gpr[_REGISTERS[full]] & keep | value
+        else:
+            linear = self._address(insn)
+            if linear is None:
+                return False
+            self._model.space.write_linear(linear, value.to_bytes(2, "little"))
         state.rip = insn.next_ip32
         return True
+
+    def _believed(self, selector: int) -> int:
+        """A real selector of the kernel's as the guest knows it."""
+        index, build = selector >> 3, self._model.build
+        if index in (build.kernel_code, build.kernel_data):
+            name = "P_boot_code" if index == build.kernel_code else "P_boot_data"
+            return self._model.space.physical.load_u32(self._variable(name))
+        return selector & ~3 if selector & 3 == GUEST_PRIVILEGE else selector
 
     # -- flags -------------------------------------------------------------------------------------
 

@@ -3,18 +3,23 @@
 .routine cr0_read
   mov eax, cs:[V_cr0]
   retf
+
 .routine smsw
   mov eax, cs:[V_cr0]
   retf
+
 .routine cr2_read
   mov eax, cs:[V_cr2]
   retf
+
 .routine cr3_read
   mov eax, cs:[V_cr3]
   retf
+
 .routine cr4_read
   mov eax, cs:[V_cr4]
   retf
+
 .routine cr2_write
   FLAT_IN
   mov [V_cr2], eax
@@ -34,7 +39,7 @@ cr0_common:
   xor ecx, eax
   test ecx, 0x1003e
   je cr0_no_bits
-  mov cr0, eax
+  SET_CR0
 cr0_no_bits:
   test ecx, 0x80000000
   je cr0_done
@@ -67,34 +72,13 @@ cr0_done:
   test dword ptr [V_cr0], 8
   je clts_done
   and dword ptr [V_cr0], 0xfffffff7
-  mov eax, HC_ts
-  mov ebx, 0
-  HYPERCALL
+  CLEAR_TS
 clts_done:
   FLAT_OUT
   pop ebx
   pop eax
   popfd
   retf
-
-# Tell the host which tables to use: the guest's, or ours that map everything to itself. Uses EAX, EBX.
-.routine switch_tables
-  test dword ptr [V_cr0], 0x80000000
-  je tables_off
-  mov eax, [V_cr4]
-  mov cr4, eax
-  mov ebx, [V_cr3]
-  mov eax, HC_new_pgtable
-  HYPERCALL
-  ret
-tables_off:
-  mov eax, [V_cr4]
-  and eax, 0xffffffdf
-  mov cr4, eax
-  mov ebx, [P_identity]
-  mov eax, HC_new_pgtable
-  HYPERCALL
-  ret
 
 .routine cr3_write
   pushfd
@@ -105,8 +89,7 @@ tables_off:
   test dword ptr [V_cr0], 0x80000000
   je cr3_done
   mov ebx, eax
-  mov eax, HC_new_pgtable
-  HYPERCALL
+  NEW_ROOT
 cr3_done:
   FLAT_OUT
   pop ebx
@@ -123,7 +106,7 @@ cr3_done:
   jne cr4_paging
   and eax, 0xffffffdf
 cr4_paging:
-  mov cr4, eax
+  SET_CR4
   FLAT_OUT
   pop eax
   popfd

@@ -56,8 +56,8 @@ RESIDENT_PAGES = CODE_PAGES + 5
 BOOT_ADDRESS_NAME = "boot"
 
 _SOURCES = (
-    "slots32.s", "flags32.s", "registers32.s", "tables32.s", "segments32.s",
-    "transfers32.s", "io32.s", "time32.s", "traps32.s", "boot32.s",
+    "words32.s", "slots32.s", "flags32.s", "registers32.s", "tables32.s", "segments32.s",
+    "transfers32.s", "io32.s", "time32.s", "traps32.s", "host32.s", "boot32.s",
 )  # fmt: skip
 _PLAIN_BARE = frozenset({"abi_query", "pte_write", "table_alloc", "table_release", "descriptor_write"})
 """Calls for which the bare page's code is right at any privilege."""

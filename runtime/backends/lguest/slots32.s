@@ -1,21 +1,4 @@
-# The ABI on lguest: code of the guest's side, at the top of the linear address space.
-#
-# An lguest guest runs at privilege 1 and sees the host's segments, flags and tables. This code stands
-# between a native guest and that: ABI calls arrive by a far call into a flat segment of ours, traps
-# arrive through gates of ours, and what the guest believes (its IF and IOPL, CR0, CR3, its tables and
-# selectors) is kept in the vCPU page. It speaks to the host only through lguest's own interface:
-# INT 0x1F, struct lguest_data, and port instructions that fault.
-#
-# The host delivers no interrupt while EIP is in [HOLE, quiet_end). S_* is the state of the trap
-# that is being delivered; nothing that runs then can trap visibly.
-# V_* are fields of the vCPU page, LD_* of lguest_data, P_* of our private page.
-#
-# This file: the words all files use, and the slots that stay in the image. The rest is in flags32.s,
-# registers32.s, tables32.s, segments32.s, transfers32.s, io32.s, time32.s, traps32.s and boot32.s.
-
-.define FLAT_IN push ds; push FLAT_DS; pop ds
-.define FLAT_OUT pop ds
-.define HYPERCALL int 0x1f
+# Slots that stay in the image: what a kernel at privilege 1 may do itself, or what no such kernel has.
 
 .slot tsc_read
   rdtsc

@@ -6,23 +6,28 @@
   mov [V_gdt_base], edx
   FLAT_OUT
   retf
+
 .routine gdt_store
   mov eax, cs:[V_gdt_limit]
   mov edx, cs:[V_gdt_base]
   retf
+
 .routine idt_load
   FLAT_IN
   mov [V_idt_limit], ax
   mov [V_idt_base], edx
   FLAT_OUT
   retf
+
 .routine idt_store
   mov eax, cs:[V_idt_limit]
   mov edx, cs:[V_idt_base]
   retf
+
 .routine ldt_store
   mov eax, cs:[V_ldt]
   retf
+
 .routine tr_store
   mov eax, cs:[V_tr]
   retf
@@ -171,8 +176,7 @@ sync_load:
   mov [ebx*8+P_gdt_copy], ecx
   mov [ebx*8+P_gdt_copy+4], edx
   mov dword ptr [P_synced], 1
-  mov eax, HC_load_gdt_entry
-  HYPERCALL
+  LOAD_DESCRIPTOR
 sync_done:
   pop esi
   pop edx

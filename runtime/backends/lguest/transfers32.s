@@ -104,7 +104,7 @@ fault_far_call:
   call keep_site
   push eax
   push ecx
-  mov ecx, [LD_irq_enabled]
+  FLAG_TO_ECX
   mov [P_old_if], ecx
   mov eax, [esp+16]
   mov [P_old_flags], eax
@@ -131,10 +131,7 @@ iret_user:
   call sync_all
 iret_flag:
   and ecx, 0x200
-  mov [LD_irq_enabled], ecx
-  je iret_go
-  cmp dword ptr [LD_irq_pending], 0
-  jne iret_pending
+  IRET_FLAG
 iret_go:
   pop ecx
   pop eax
@@ -151,11 +148,3 @@ iret_pending:
 iret_v86:
   mov ebx, MESSAGE_V86
   jmp crash
-
-.routine safe_send
-  push eax
-  mov eax, HC_send_interrupts
-  HYPERCALL
-safe_point:
-  pop eax
-  jmp fault_iret

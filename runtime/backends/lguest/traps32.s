@@ -45,7 +45,7 @@ have_frame:
   jmp selector_fault
 
 page_fault:
-  mov eax, [LD_cr2]
+  CR2_TO_EAX
   mov [V_cr2], eax
   jmp dispatch
 
@@ -98,8 +98,7 @@ gate_fault:
   or ecx, GATE_SELECTOR
   and edx, 0xffff0000
   or edx, 0xef00
-  mov eax, HC_load_idt_entry
-  HYPERCALL
+  LOAD_GATE
   pop edx
   pop ecx
   pop ebx
@@ -120,35 +119,12 @@ gate_beyond:
   or esp, esp
   ret
 
-# An interrupt of the host's: 0 is the alarm, 1 the pair of 8259s, which say which line it is.
-.routine host_interrupt
-  cmp ebx, 32
-  je alarm_interrupt
-  mov al, 0x0c
-  out 0x20, al
-  in al, 0x20
-  test al, 0x80
-  je resume
-  and eax, 7
-  cmp eax, 2
-  je slave_interrupt
-  mov ebx, [P_pic_base]
-  add ebx, eax
-  jmp interrupt_known
-slave_interrupt:
-  mov al, 0x0c
-  out 0xa0, al
-  in al, 0xa0
-  test al, 0x80
-  je resume
-  and eax, 7
-  mov ebx, [P_pic_base+4]
-  add ebx, eax
-interrupt_known:
+# An interrupt of the host's is known: EBX is the vector that the guest expects, or it is the alarm.
+.routine interrupt_known
   mov [S_vector], ebx
   or dword ptr [S_vector], 0x400
   jmp dispatch
-alarm_interrupt:
+.routine alarm_interrupt
   cmp dword ptr [P_armed], 0
   je resume
   call now
@@ -206,14 +182,14 @@ gate_allowed:
   mov [S_selector], eax
   mov eax, [S_flags]
   and eax, 0xffff8dff
-  or eax, [LD_irq_enabled]
+  OR_FLAG
   or eax, [V_iopl]
   or eax, [P_nt]
   mov [S_flags], eax
   mov dword ptr [P_nt], 0
   cmp ecx, 14
   jne gate_trap
-  mov dword ptr [LD_irq_enabled], 0
+  FLAG_OFF
 gate_trap:
   cmp dword ptr [S_user], 0
   jne switch_stack
@@ -324,8 +300,7 @@ resume_kernel:
 # A trap while our own code ran.
 .routine in_hole
   mov eax, [S_eip]
-  cmp eax, safe_point
-  je at_safe_point
+  SAFE_POINTS
   movzx ecx, byte ptr [S_vector]
   cmp ecx, 1
   je resume
@@ -379,7 +354,7 @@ unwind_iret:
   mov eax, [P_old_flags]
   mov [esp+8], eax
   mov eax, [P_old_if]
-  mov [LD_irq_enabled], eax
+  FLAG_BACK
 unwind_far:
   mov eax, [esp+4]
   and eax, 3
