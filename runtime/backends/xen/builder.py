@@ -18,8 +18,9 @@ __all__ = ["Notes", "Plan", "build", "read_notes"]
 
 NOTE = numbers("elfnote")
 ACCESSED, DIRTY = 0x20, 0x40
-LEAF = PRESENT | WRITE | USER | ACCESSED | DIRTY
-READ_ONLY_LEAF = PRESENT | USER | ACCESSED | DIRTY
+TABLE = PRESENT | WRITE | USER | ACCESSED | DIRTY
+READ_ONLY_LEAF = PRESENT | ACCESSED
+LEAF = READ_ONLY_LEAF | WRITE
 PAD = 512 << 10
 ROUND = 4 << 20
 SIF_MOD_START_PFN = 8
@@ -219,7 +220,7 @@ def _page_tables(builder: _Builder, p2m_bytes: int) -> int:
             if below == level - 1 and (
                 level == levels or start >> SHIFT[level + 1] == base >> SHIFT[level + 1]
             ):
-                flags = PRESENT if builder.width == 32 and level == 3 else LEAF
+                flags = PRESENT if builder.width == 32 and level == 3 else TABLE
                 entries[start >> SHIFT[level] & 511] = plan.p2m[child] << 12 | flags
     _map(builder, builder.virtual(0), 0, size // PAGE_SIZE)
     return size

@@ -17,7 +17,7 @@ PIRQS = 16
 """Interrupt numbers that every domain has, bound or not."""
 MAX_IOBITMAP_PORTS = 65536
 REFUSED = {
-    ERRNO.EPERM: ("platform_op", "sysctl", "domctl", "kexec_op", "mca", "console_io", "hypfs_op"),
+    ERRNO.EPERM: ("kexec_op", "mca", "console_io", "hypfs_op"),
     ERRNO.ENOSYS: (
         "xsm_op",
         "xenoprof_op",
@@ -35,6 +35,26 @@ REFUSED = {
     ),
     ERRNO.EOPNOTSUPP: ("xenpmu_op",),
 }
+
+
+TOOLSTACK = {
+    "platform_op": (0x03000000, 136),
+    "sysctl": (0x15, 136),
+    "domctl": (0x15, 144),
+}
+"""Interface version of 4.17 and size of the request: Xen reads both before it asks who is calling."""
+
+
+def _for_toolstack(name: str, version: int, size: int) -> None:
+    @handler(name)
+    def refused(domain: Domain, arguments: Sequence[int]) -> int:
+        request = domain.space.read(arguments[0], size)
+        given = int.from_bytes(request[4:8], "little")
+        return -ERRNO.EACCES if given != version else -ERRNO.EPERM
+
+
+for _name, (_version, _size) in TOOLSTACK.items():
+    _for_toolstack(_name, _version, _size)
 
 
 def _refuse(name: str, error: ERRNO) -> None:
