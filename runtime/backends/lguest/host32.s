@@ -51,6 +51,7 @@ slave_interrupt:
   and eax, 7
   mov ebx, [P_pic_base+4]
   add ebx, eax
+  jmp interrupt_known
 
 # -> EDX:EAX ns since start: TSC * 1000000 / kHz. Uses ECX, EBX; DS flat.
 .routine now
