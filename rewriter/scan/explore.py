@@ -9,9 +9,11 @@ that never returns.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from rewriter.decode import instruction_lengths
 from rewriter.scan.block import Block, BlockDecoder, Edge
@@ -203,6 +205,9 @@ class Explorer:
             return True
         if self.lengths[region.index][address - region.vaddr]:
             return True
+        if self._is_object(address):
+            self.rejected.add((address, width))
+            return False
         self.wrong_width = False
         unlikely = self.is_inside(address) or not (region.section or self.on_boundary(region, address, width))
         if unlikely or not self._walk(address, width):
@@ -210,6 +215,22 @@ class Explorer:
             return width == 32 and self.wrong_width and self.guess(address, 64)
         self.follow([Start(address, width)])
         return True
+
+    @cached_property
+    def _objects(self) -> tuple[list[int], list[int]]:
+        """Starts and ends of what symbols call data, by address."""
+        found = sorted(
+            (symbol.address, symbol.address + symbol.size)
+            for symbol in self.space.image.symbols
+            if symbol.kind == "object" and symbol.size and self.space.find(symbol.address) is not None
+        )
+        return [start for start, _ in found], [end for _, end in found]
+
+    def _is_object(self, address: int) -> bool:
+        """Whether a symbol says that the byte is data, which outweighs any guess."""
+        starts, ends = self._objects
+        index = bisect_right(starts, address) - 1
+        return index >= 0 and address < ends[index]
 
     def on_boundary(self, region: Region, address: int, width: int) -> bool:
         """Whether the bytes before agree that an instruction begins here.
@@ -253,6 +274,7 @@ class Explorer:
                 region is None
                 or self.is_inside(current)
                 or (current, width) in self.rejected
+                or self._is_object(current)
                 or self.exhausted
             ):
                 return False
