@@ -393,6 +393,7 @@ class Machine:
 
     def _watched(self, site: Site) -> bool:
         """From the watcher: a watched instruction is about to run."""
+        self.clock.spend_ns(EXCEPTION_COST_NS)
         if site.mnemonic in self.capabilities.watched:
             return self.hypervisor.on_watched(site)
         if port_allowed(self.cpu, self.linear, site):
