@@ -393,8 +393,8 @@ class Machine:
 
     def _watched(self, site: Site) -> bool:
         """From the watcher: a watched instruction is about to run."""
-        self.clock.spend_ns(EXCEPTION_COST_NS)
         if site.mnemonic in self.capabilities.watched:
+            self.clock.spend_ns(EXCEPTION_COST_NS)
             return self.hypervisor.on_watched(site)
         if port_allowed(self.cpu, self.linear, site):
             return False
