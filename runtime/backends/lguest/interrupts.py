@@ -112,5 +112,6 @@ class Interrupts:
         if model.traps.deliver(vector, None, fault=False):
             self._latched &= ~(1 << number)
             model.machine.stats.interrupts[vector] += 1
+            model.machine.trace("interrupt", vector=vector)
         if not pending & (pending - 1):
             model.shared.write("irq_pending", 0)

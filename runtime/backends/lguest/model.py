@@ -91,6 +91,8 @@ class LguestModel:
         self.launcher = Launcher(self)
         self.hypercalls = Hypercalls(self)
         self.halted = False
+        self.delivered = 0
+        """Exceptions and software interrupts that reached the guest."""
         self.on_privileged: Callable[[iced_x86.Instruction, int], bool] = lambda insn, linear: False
         """Shown every privileged instruction that faulted, with its linear address, before the
         launcher looks at it; True means that it has been dealt with."""
@@ -198,6 +200,7 @@ class LguestModel:
             self.reflect(fl.GP, vector * 8 + 2)
             return
         self.count("trap_software")
+        self._tell(vector, 0, software=True)
         self.traps.deliver(vector, None, fault=False, direct=self.traps.is_direct(vector))
 
     def _hypercall(self) -> None:
@@ -205,6 +208,8 @@ class LguestModel:
         gpr = self.machine.cpu.state.gpr
         number, *rest = (gpr[i] & 0xFFFFFFFF for i in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI))
         gpr[fl.RAX] = number
+        call = self.interface.hypercalls.get(number)
+        self.machine.trace("hypercall", number=number, name=call.name if call is not None else "unknown")
         self.hypercalls.call(number, (rest[0], rest[1], rest[2], rest[3]))
         self.interrupt_changed()
 
@@ -245,10 +250,19 @@ class LguestModel:
         self.count("trap_direct" if direct else "trap_reflected")
         state = self.machine.cpu.state
         where = state.rip
+        self._tell(vector, error_code, software=False)
         is_fault = vector not in (fl.DB, fl.BP, fl.OV)
         if not self.traps.deliver(vector, error_code if has_code else None, fault=is_fault, direct=direct):
             name = fl.EXCEPTION_NAMES.get(vector, str(vector))
             raise GuestKilled(f"unhandled trap {vector} ({name}) at {where:#x} ({error_code:#x})")
+
+    def _tell(self, vector: int, error_code: int, *, software: bool) -> None:
+        """Note an exception that the guest gets."""
+        self.delivered += 1
+        where = self.machine.cpu.state.rip
+        self.machine.trace(
+            "exception", vector=vector, error_code=error_code, rip=where, software=int(software)
+        )
 
     # -- what hypercalls ask -----------------------------------------------------------------------
 
