@@ -163,25 +163,35 @@ class Backend(Protocol):
         """Build the hypervisor for one machine."""
 
 
+def _load(folder: str) -> Backend | None:
+    """The backend in a folder here; None for a folder without a `backend.py`."""
+    module_name = f"{__name__}.{folder}.backend"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == module_name:
+            return None
+        raise
+    found: Backend = module.BACKEND
+    return found
+
+
+def _folders() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.ispkg)
+
+
 def all_backends() -> dict[str, Backend]:
     """Every folder here that has a `backend.py`, by name."""
-    found: dict[str, Backend] = {}
-    for info in pkgutil.iter_modules(__path__):
-        if not info.ispkg:
-            continue
-        try:
-            module = importlib.import_module(f"{__name__}.{info.name}.backend")
-        except ModuleNotFoundError as error:
-            if error.name == f"{__name__}.{info.name}.backend":
-                continue
-            raise
-        found[module.BACKEND.capabilities.name] = module.BACKEND
-    return dict(sorted(found.items()))
+    loaded = [_load(folder) for folder in _folders()]
+    return {backend.capabilities.name: backend for backend in loaded if backend is not None}
 
 
 def backend_named(name: str) -> Backend:
-    """The backend called `name`. Raises `UsageError` naming those that exist."""
-    backends = all_backends()
-    if name not in backends:
-        raise UsageError(f"there is no backend '{name}'", f"there are: {', '.join(backends)}")
-    return backends[name]
+    """The backend called `name`; a folder bears its backend's name, so only that one is loaded.
+
+    Raises `UsageError` naming those that exist.
+    """
+    found = _load(name) if name in _folders() else None
+    if found is None:
+        raise UsageError(f"there is no backend '{name}'", f"there are: {', '.join(all_backends())}")
+    return found
