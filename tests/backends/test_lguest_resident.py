@@ -240,8 +240,10 @@ def test_alarm_fires_at_its_absolute_time() -> None:
 
 
 def test_halt_with_interrupts_off_ends_the_run() -> None:
-    ran = run_text(STACK + "call slot_halt\n" + OFF, "lguest", patched=True)
+    periodic = "mov al, 0x34\nout 0x43, al\nmov al, 0x10\nout 0x40, al\nmov al, 0x10\nout 0x40, al\n"
+    ran = run_text(STACK + periodic + "call slot_halt\n" + OFF, "lguest", patched=True)
     assert ran.result.outcome is Outcome.HALTED
+    assert ran.result.guest_ns < 1_000_000
 
 
 @pytest.mark.parametrize(("reason", "outcome"), [

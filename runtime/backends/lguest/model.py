@@ -49,6 +49,7 @@ _GUEST_CR4 = 0x200 | 0x400
 _CR4_PAE = 1 << 5
 _FLUSHING_CR4 = 1 << 4 | _CR4_PAE | 1 << 7
 """PSE, PAE, PGE: a change of these empties the TLB (SDM vol. 3, 4.10.4.1)."""
+_ALL_BLOCKED = 0xFFFF_FFFF
 _TSC_KHZ = 2_000_000
 _NS_PER_S = 1_000_000_000
 _USER = 3
@@ -302,6 +303,9 @@ class LguestModel:
     def halt(self) -> None:
         """HALT: virtual time jumps from event to event until an interrupt can be delivered."""
         machine, clock = self.machine, self.machine.clock
+        if self.shared.read("blocked_interrupts") == _ALL_BLOCKED:
+            machine.end(Outcome.HALTED, "HALT with every interrupt blocked")
+            return
         self.halted = True
         while self.halted and not machine.is_ending:
             if self.interrupts.pending():
