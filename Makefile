@@ -85,7 +85,8 @@ samples:
 	@$(MAKE) -C samples
 
 docs: setup
-	@$(PVPATCH) abi reference > docs/abi.md
+	@$(PVPATCH) abi reference -o docs/abi.md
+	@$(PVPATCH) abi comparison -o docs/one-abi-tables.md
 
 clean:
 	@rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache
