@@ -189,6 +189,7 @@ class Machine:
             self._watcher.before_run()
             stop = cpu.run()
             self._watcher.settle()
+            self.console.flush()
             clock.run_due()
             if stop is Stop.HALTED:
                 self._halted()
@@ -246,6 +247,7 @@ class Machine:
 
     def _result(self, host_seconds: float) -> RunResult:
         assert self._end is not None
+        self.console.flush()
         outcome, detail, code = self._end
         if code is None:
             code = _CODES_BY_OUTCOME[outcome]

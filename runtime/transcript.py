@@ -32,6 +32,7 @@ class Transcript:
         self._on_full = on_full
         self._show = show
         self._limit = limit
+        self._unshown = bytearray()
         self._found = False
         self._screen: DrawnScreen | None = None
         self._waits: list[tuple[bytes, int, Callable[[], None]]] = []
@@ -44,14 +45,21 @@ class Transcript:
         data = data[:room]
         start = max(0, len(self._content) - len(self._until) + 1)
         self._content += data
-        if self._show is not None:
-            self._show(data)
+        self._unshown += data
+        if b"\n" in data:
+            self.flush()
         if self._until and not self._found and self._shows_end(data, start):
             self._found = True
             self._on_found()
         self._check_waits()
         if len(self._content) >= self._limit:
             self._on_full()
+
+    def flush(self) -> None:
+        """Show what has been printed since the last time; lines are shown as soon as they end."""
+        if self._unshown and self._show is not None:
+            self._show(bytes(self._unshown))
+        self._unshown.clear()
 
     def _shows_end(self, data: bytes, start: int) -> bool:
         """Has the text been printed, or been drawn on the screen piece by piece?"""
