@@ -155,6 +155,8 @@ class Assembly:
         displacement = place.displacement
         if size == 4:
             displacement = ((displacement & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
+        elif not -(1 << 31) <= displacement < 1 << 31:
+            raise OverflowError(f"a displacement of {displacement:#x} does not fit")
         return MemoryOperand(
             base,
             index,

@@ -58,10 +58,10 @@ def emit_binding(asm: Assembly, binding: Binding, slot: int, around: Surrounding
 
 def refusal(binding: Binding, bits: int, *, called: bool) -> str:
     """Why the binding cannot be emitted; ``called``: the site reaches its thunk by a CALL. Else empty."""
-    bias = bits // 8 if called and not binding.jump else 0
+    bias = bits // 8 if called else 0
     try:
         emit_binding(Assembly(bits), binding, 0, Surroundings(bias=bias))
-    except Refused as reason:
+    except (Refused, OverflowError) as reason:
         return str(reason)
     return ""
 

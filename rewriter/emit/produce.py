@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,15 +60,30 @@ def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
     scan = scan_image(image, progress)
     scanned = time.perf_counter()
     progress("planning and writing")
-    job = patch_payload(
-        image, view_of(scan.codemap), [site.address for site in scan.sites], foreign_sites(scan)
-    )
-    payload = job.payload()
+    job, payload = _patch_payload(image, scan)
     progress("decoding again what was written")
     checked = verify(job, payload)
     manifest = _manifest(image, job, scan)
     file = _wrap(image, payload + pack(manifest))
     return Produced(file, manifest, job, scan, checked, scanned - started, time.perf_counter() - scanned)
+
+
+def _patch_payload(image: Image, scan: ScanResult) -> tuple[PatchJob, bytes]:
+    """The patch of the payload; headers and code that contradict themselves end in one ImageError."""
+    kept = {
+        site.address: "its bytes are not loaded from the file"
+        for site in scan.sites
+        if image.offset_of(site.address) is None or image.offset_of(site.address + site.length - 1) is None
+    }
+    try:
+        addresses = [site.address for site in scan.sites]
+        job = patch_payload(image, view_of(scan.codemap), addresses, foreign_sites(scan) | kept)
+        return job, job.payload()
+    except (ValueError, OverflowError, struct.error) as error:
+        raise ImageError(
+            f"{image.path}: the image cannot be patched: {error}",
+            hint="its code or its headers contradict themselves",
+        ) from error
 
 
 def _refuse_container(image: Image) -> None:

@@ -35,7 +35,7 @@ def check_absolute(instruction: Instruction, bits: int, last: bool) -> str:
     """Why an instruction that can be moved nearby cannot be moved to a fixed address; else empty."""
     try:
         relocate_absolute(Assembly(bits), instruction, instruction.next_ip, last)
-    except Refused as reason:
+    except (Refused, OverflowError) as reason:
         return str(reason)
     return ""
 

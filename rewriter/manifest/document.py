@@ -18,6 +18,13 @@ __all__ = ["SCHEMA", "Addition", "Change", "Container", "Manifest", "Site"]
 SCHEMA = "pvpatch/manifest/1"
 
 
+def _number(value: object) -> int:
+    """The value, a size or an address; ValueError when it is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
+        raise ValueError("a number is none")
+    return value
+
+
 @dataclass(frozen=True)
 class Change:
     """Bytes of the original payload that were replaced.
@@ -103,6 +110,26 @@ class Manifest:
         del data["kept_original"]
         return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
+    def check(self) -> None:
+        """ValueError or TypeError when a field is not what the schema says."""
+        end = self.payload_size
+        for name in (self.original_size, end, *self.resident.values()):
+            _number(name)
+        for change in self.changes:
+            old, new = bytes.fromhex(change.old), bytes.fromhex(change.new)
+            if len(old) != len(new) or not 0 <= _number(change.offset) <= end - len(old):
+                raise ValueError("a change lies outside the payload")
+        for addition in self.additions:
+            if _number(addition.offset) != end:
+                raise ValueError("what was appended has gaps")
+            end += len(bytes.fromhex(addition.data))
+        for site in self.sites:
+            _number(site.address)
+            bytes.fromhex(site.old)
+        for digest in (self.original_sha256, self.payload_sha256):
+            if len(bytes.fromhex(digest)) != 32:
+                raise ValueError("no SHA-256")
+
     @classmethod
     def from_json(cls, text: bytes, kept_original: bytes) -> Manifest:
         """Read a document back; ImageError when it is none of this schema."""
@@ -115,7 +142,7 @@ class Manifest:
             sites = tuple(Site(**item) for item in data.pop("sites"))
             containers = tuple(Container(**item) for item in data.pop("containers"))
             notes = tuple(data.pop("notes"))
-            return cls(
+            made = cls(
                 changes=changes,
                 additions=additions,
                 sites=sites,
@@ -124,5 +151,7 @@ class Manifest:
                 kept_original=kept_original,
                 **data,
             )
+            made.check()
+            return made
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ImageError("the manifest of the patched image is damaged") from error
