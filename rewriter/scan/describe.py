@@ -146,7 +146,7 @@ class SiteDescriber:
         for built in self.codemap.regions:
             region = built.region
             at = np.flatnonzero((built.lengths == 5) & (built.data == 0xE8))
-            target = at + 5 + displacements(built.data, at + 1) + region.vaddr - page
+            target = at + 5 + displacements(built.data, at + 1) + (region.vaddr - page)
             inside = (target >= 0) & (target < PAGE)
             for offset, slot in zip(at[inside].tolist(), target[inside].tolist(), strict=True):
                 width = int(built.widths[offset])
