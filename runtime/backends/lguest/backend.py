@@ -13,7 +13,7 @@ from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
 from runtime.backends.lguest.launcher import mnemonic_name
-from runtime.backends.lguest.missed import MissedSites
+from runtime.backends.lguest.missed import LguestSites
 from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
 from runtime.backends.lguest.resident import (
     BACKEND_ID,
@@ -32,6 +32,7 @@ from runtime.backends.lguest.shadow import PAGE
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.missed import MissedSites
 
 if TYPE_CHECKING:
     import iced_x86
@@ -65,7 +66,7 @@ class LguestHypervisor(Hypervisor):
         self._call_exits: Counter[str] = Counter()
         if self._patched:
             self.model.on_request = self._hypercall
-        self._missed = MissedSites(self.model)
+        self._missed = MissedSites(LguestSites(self.model))
         self.model.on_privileged = self._privileged
         self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
         if machine.patched is not None:

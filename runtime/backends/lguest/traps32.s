@@ -55,7 +55,7 @@ selector_fault:
   test al, 2
   jne gate_fault
   test eax, 0xfff8
-  je dispatch
+  NO_SELECTOR
   test al, 5
   jne dispatch
   call sync_selector

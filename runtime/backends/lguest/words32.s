@@ -42,3 +42,5 @@
 .define SAFE_POINTS cmp eax, safe_point; je at_safe_point
 # CR2_TO_EAX: address of the page fault (ECX, EDX).
 .define CR2_TO_EAX mov eax, [LD_cr2]
+# NO_SELECTOR: goes on (at dispatch) with a #GP, #SS or #NP that names no selector (EAX, ECX, EDX, ESI).
+.define NO_SELECTOR je dispatch

@@ -2,62 +2,97 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import PvpatchError
+from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.vmi.calls.control import enter_sysenter
+from runtime.backends.vmi.missed import VmiSites
 from runtime.backends.vmi.model import HOST_PAGES, VmiModel
+from runtime.backends.vmi.resident import (
+    BACKEND_ID,
+    CODE_PAGES,
+    HOLE,
+    IDENTITY_PAGE,
+    RESIDENT_PAGES,
+    boot_entry,
+    call_page,
+    caller_of,
+    write_identity_table,
+    write_resident,
+)
 from runtime.backends.vmi.rom import PAGE, VROM_SIGNATURE
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.instructions import mnemonic_name
+from runtime.deprivileged.missed import MissedSites
+from runtime.memory import PageFault
 
 if TYPE_CHECKING:
+    import iced_x86
+
     from runtime.boot.model import EntryState
     from runtime.cpu.watch import Site
     from runtime.machine import Machine
 
 __all__ = ["BACKEND", "VmiBackend", "VmiHypervisor"]
 
-BACKEND_ID = 4
 _SILENT = frozenset({
     "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw",
+    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
 })  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 1. (Moves of segment registers are as
-sensitive, but watching every MOV would cost more than the rest of the run.)"""
-RESIDENT_PAGES = 1
-_PAGES_OF_4_MIB = 0xE7
-"""Present, writable, user, accessed, dirty, large."""
+"""Sensitive instructions that do not trap at privilege 1."""
+_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
+_VMCALL = b"\x0f\x01\xc1"
+_USER = 3
 
 
 class VmiHypervisor(Hypervisor):
     """Hands the machine's events to the model.
 
-    A guest that holds the ROM's signature is taken for one that will look for the ROM and starts natively;
-    any other would never call VMI_Init, so it starts at privilege 1 at once.
+    A patched image begins in the resident code, which finds the ROM and calls VMI_Init. Any other that
+    holds the ROM's signature is taken for one that will look for the ROM, and starts natively; what is
+    left would never call VMI_Init, so it starts at privilege 1 at once.
     """
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self.model = VmiModel(machine, RESIDENT_PAGES)
         self.model.on_privileged = self._privileged
+        self._patched = machine.patched is not None
         self._knows_vmi = any(VROM_SIGNATURE in segment.data for segment in machine.image.segments)
+        self._missed = MissedSites(VmiSites(self.model))
         self._entry: EntryState | None = None
+        self._call_exits: Counter[str] = Counter()
+        self._own_ranges = [(self.model.known.virtual_top, 1 << 32)]
+        if machine.patched is not None:
+            self.model.on_call = self._called
+            for page in machine.patched.pages:
+                for start in {page.physical, page.virtual}:
+                    self._own_ranges.append((start, start + CALL_PAGE_SIZE))
 
     # -- start -----------------------------------------------------------------------------------
 
+    def page_code(self, width: int) -> bytes | None:
+        """Slots that lead to the resident code; a 64-bit page is of no use here and stays as it is."""
+        return call_page() if width == 32 else None
+
     def start(self, entry: EntryState) -> EntryState:
         """The ROM is in place; see the class for how the guest begins."""
-        self.model.install_rom()
+        model, base = self.model, self.machine.memory.size
+        model.install_rom()
+        if self._patched:
+            write_resident(model.guest, base, entry)
+            model.map_resident(HOLE, RESIDENT_PAGES, CODE_PAGES)
+            return boot_entry(base)
         if self._knows_vmi:
             return entry
-        root = self.machine.memory.size
-        for index in range(1024):
-            self.model.guest.store_u32(root + index * 4, index << 22 | _PAGES_OF_4_MIB)
-        self._entry = self.model.activation.deprivileged(entry, root)
+        write_identity_table(model.guest, base + IDENTITY_PAGE * PAGE)
+        self._entry = model.activation.deprivileged(entry, base + IDENTITY_PAGE * PAGE)
         return self._entry
 
     def entered(self) -> None:
@@ -75,8 +110,7 @@ class VmiHypervisor(Hypervisor):
 
     def on_invalid_opcode(self) -> bool:
         """VMCALL in the ROM is a call."""
-        code = self.machine.linear.try_read(self.model.code_linear(), 3)
-        if code != b"\x0f\x01\xc1":
+        if self.machine.linear.try_read(self.model.code_linear(), len(_VMCALL)) != _VMCALL:
             return False
         dealt_with = False
 
@@ -94,20 +128,42 @@ class VmiHypervisor(Hypervisor):
             self.machine.crash(problem.message)
         return True
 
-    def _privileged(self, mnemonic: str, linear: int) -> None:
+    def _privileged(self, insn: iced_x86.Instruction, linear: int) -> bool:
         """A privileged instruction faulted: expected from our own code, a missed site elsewhere."""
-        if not self.is_own_code(linear):
-            self.machine.stats.miss(mnemonic, linear)
+        if self.is_own_code(linear):
+            return False
+        self.machine.stats.miss(mnemonic_name(insn), linear)
+        return self._patched and self._carry_out(insn)
 
     def on_watched(self, site: Site) -> bool:
-        """A silently sensitive instruction in the kernel's code runs: nothing intercepts it."""
-        if self.model.active and self.machine.cpu.cpl != 3:
-            self.machine.stats.miss(site.mnemonic, site.address)
-        return False
+        """A silently sensitive instruction in the kernel's code runs: nothing else intercepts it."""
+        if not self.model.active or self.machine.cpu.cpl == _USER:
+            return False
+        self.machine.stats.miss(site.mnemonic, site.address)
+        insn = self.model.ports.decode() if self._patched else None
+        return insn is not None and self._carry_out(insn)
+
+    def _carry_out(self, insn: iced_x86.Instruction) -> bool:
+        """What the patched form would have done. EIP is on the site."""
+        try:
+            return self._missed.carry_out(insn)
+        except PageFault as fault:
+            self.model.page_fault(fault)
+            return True
 
     def is_own_code(self, address: int) -> bool:
-        """The ROM, and the guest-side code beside it."""
-        return address >= self.model.known.virtual_top
+        """The ROM, the guest-side code beside it, and the call page."""
+        address &= 0xFFFFFFFF  # linear addresses wrap where CS has a base
+        return any(start <= address < end for start, end in self._own_ranges)
+
+    def _called(self) -> None:
+        """Attribute a call that leaves the ROM to the ABI call whose code made it."""
+        state = self.machine.cpu.state
+        linear = (state.segments[fl.SS].base + state.gpr[fl.RSP]) & 0xFFFFFFFF
+        caller = int.from_bytes(self.machine.linear.try_read(linear, 4), "little")
+        name = caller_of(caller)
+        if name is not None:
+            self._call_exits[name] += 1
 
     def on_sysenter(self) -> bool:
         """SYSENTER enters the kernel at privilege 1."""
@@ -140,6 +196,11 @@ class VmiHypervisor(Hypervisor):
             self._guarded(self.model.interrupts.deliver)
 
     # -- figures ---------------------------------------------------------------------------------
+
+    def call_exits(self) -> dict[str, int]:
+        """ABI calls that left the ROM, by name, and port I/O, which always does."""
+        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
+        return {**self._call_exits, **ports}
 
     def counters(self) -> dict[str, int]:
         """The shadow's work."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import iced_x86
+
 from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.vmi.calls import CallTable
 from runtime.backends.vmi.errors import GuestKilled
@@ -23,7 +25,7 @@ from runtime.backends.vmi.tables import GDT_PAGES, KERNEL_PRIVILEGE, LDT_PAGES, 
 from runtime.backends.vmi.timers import CycleCounters
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import CpuFault, Deliverer, Event
-from runtime.deprivileged.instructions import PortInstructions, mnemonic_name
+from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.view import ShadowView
 from runtime.machine import Machine
 from runtime.memory import MemoryRange, PageFault
@@ -43,7 +45,10 @@ _GUEST_CR4 = 0x200 | 0x400 | 0x40000
 """OSFXSR, OSXMMEXCPT, OSXSAVE: what a guest decides of CR4."""
 _FIXED_CR0 = fl.CR0_PE | fl.CR0_PG
 _CR4_PAE = 1 << 5
+_CR4_FLUSHES = 1 << 4 | 1 << 5 | 1 << 7
+"""PSE, PAE, PGE: a change ends all translations."""
 _USER = 3
+_FAR_RETURNS = (iced_x86.Mnemonic.RETF, iced_x86.Mnemonic.IRET, iced_x86.Mnemonic.IRETD)
 
 
 class VmiModel:
@@ -83,8 +88,11 @@ class VmiModel:
         """VMI_Init has happened."""
         self.halted = False
         self.iopl = 0
-        self.on_privileged: Callable[[str, int], None] = lambda mnemonic, linear: None
-        """Told of every privileged instruction that faulted in the kernel: mnemonic, linear address."""
+        self.on_privileged: Callable[[iced_x86.Instruction, int], bool] = lambda insn, linear: False
+        """Told of every privileged instruction that faulted in the kernel, with its linear address; True if
+        it has been dealt with."""
+        self.on_call: Callable[[], None] = lambda: None
+        """Told of every call that leaves the ROM, before it is carried out."""
         self._map_hole(pages, linear)
 
     def _map_hole(self, pages: dict[str, int], linear: dict[str, int]) -> None:
@@ -101,6 +109,18 @@ class VmiModel:
         for name, count in (("gdt", GDT_PAGES), ("ldt", LDT_PAGES), ("tss", 1)):
             for at in range(0, count * PAGE, PAGE):
                 self.shadow.map_host(linear[name] + at, pages[name] + at, writable=False, executable=False)
+
+    def map_resident(self, linear: int, pages: int, code_pages: int) -> None:
+        """Keep the guest's resident pages (they follow its RAM) at `linear` in every address space; the
+        first `code_pages` are read-only and executable."""
+        for index in range(pages):
+            is_code = index < code_pages
+            self.shadow.map_host(
+                linear + index * PAGE,
+                self.machine.memory.size + index * PAGE,
+                writable=not is_code,
+                executable=is_code,
+            )
 
     def install_rom(self) -> None:
         """Put the option ROM where guests look for it."""
@@ -155,7 +175,7 @@ class VmiModel:
             self.deliver(event)
         elif event.vector == fl.PAGE_FAULT:
             self._page_fault(event.error_code)
-        elif event.vector != fl.GP or event.error_code or not self._emulate():
+        elif event.vector != fl.GP or not self._emulate(event.error_code):
             self.deliver(event)
 
     def _page_fault(self, error_code: int) -> None:
@@ -174,14 +194,18 @@ class VmiModel:
         self.write_shared("cr2", fault.linear)
         self.deliver(Event(fl.PAGE_FAULT, fault.error_code))
 
-    def _emulate(self) -> bool:
-        """#GP(0): a port instruction is carried out, anything else stays a fault."""
+    def _emulate(self, error_code: int) -> bool:
+        """#GP: a port instruction is carried out, anything else stays a fault."""
         cpl = self.machine.cpu.cpl
         insn = self.ports.decode()
         if insn is None:
             return False
+        if error_code:  # a selector was refused, perhaps for the privilege that the guest believes in
+            wanted = cpl != _USER and insn.mnemonic in _FAR_RETURNS
+            return wanted and self.on_privileged(insn, self.code_linear())
         if cpl != _USER:
-            self.on_privileged(mnemonic_name(insn), self.code_linear())
+            if self.on_privileged(insn, self.code_linear()):
+                return True
         elif self.iopl != fl.IOPL:
             return False
         try:
@@ -219,6 +243,8 @@ class VmiModel:
 
     def set_cr4(self, value: int) -> None:
         """SetCR4: FPU bits take effect on the CPU, PAE on how the guest's tables are read."""
+        if (self.read_shared("cr4") ^ value) & _CR4_FLUSHES:
+            self.shadow.flush()
         self.write_shared("cr4", value)
         self.machine.cpu.write_control(4, _CR4_PAE | value & _GUEST_CR4)
         self.set_format()

@@ -25,6 +25,8 @@ _DPL, _ACCESSED, _CODE_OR_DATA = 0x6000, 0x100, 0x1000
 _FLAT_DATA = (0x0000FFFF, 0x00CFB300)
 _LDT_TYPE, _TSS_TYPES = 2, (9, 11)
 _TSS_LIMIT = 0x67
+_IO_MAP = 0x66
+"""Offset of the I/O permission bitmap's offset; past the limit there is none."""
 _BUSY_TSS = 0x8B00
 _USABLE_SEGMENTS = (fl.ES, fl.DS, fl.FS, fl.GS)
 
@@ -58,6 +60,7 @@ class SegmentTables:
         self.ldt_selector = self.ldt_base = self.ldt_limit = 0
         self.tr_selector = 0
         self._put(self._gdt, HOST_DATA >> 3, *_FLAT_DATA)
+        memory.store(self._tss + _IO_MAP, b"\xff\xff")
 
     # -- copies ------------------------------------------------------------------------------------
 

@@ -62,6 +62,7 @@ class CallTable:
         model.count(f"vmi_{call.name}")
         model.machine.trace("hypercall", number=call.number, name=call.name)
         model.counters.steal(EXIT_COST_NS)
+        model.on_call()
         try:
             control = self._control.get(call.name)
             if control is not None:
