@@ -239,14 +239,14 @@ class ShadowMmu:
         """Leave only the entries that lead to Xen's own pages."""
         tables = {cache.top: 39}
         tables |= {table: {39: 30, 30: 21, 21: 12}[shift] for (shift, _), table in cache.host_paths.items()}
-        kept = {table | _TABLE for table in cache.host_paths.values()}
+        kept = set(cache.host_paths.values())
         for table, shift in tables.items():
             if shift == 12:
                 self._clear_guest_leaves(table, cache)
                 continue
             words = self._words[table >> 3 : (table >> 3) + 512].tolist()
             for index, word in enumerate(words):
-                if word and word not in kept:
+                if word and word & _FRAME not in kept:
                     self._words[(table >> 3) + index] = 0
 
     def _clear_guest_leaves(self, table: int, cache: _Cache) -> None:

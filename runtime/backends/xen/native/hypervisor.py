@@ -1,0 +1,124 @@
+"""The ABI on Xen for native guests: page code, start, missed sites, and who made which hypercall."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pvpatch.abi.layout import CALL_PAGE_SIZE
+from runtime.backends.xen.layout import PAGE_SIZE
+from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
+from runtime.backends.xen.native.resident import (
+    CODE_PAGES,
+    HOLE,
+    LINE_PORT,
+    LOW_HOLE,
+    RESIDENT_PAGES,
+    call_page,
+    caller_of,
+    identity_root,
+    page_of,
+    resident,
+    write_identity,
+    write_resident,
+)
+from runtime.backends.xen.operands import decode_at
+from runtime.cpu import flags as fl
+from runtime.cpu.delivery import Event
+from runtime.deprivileged.instructions import mnemonic_name
+
+if TYPE_CHECKING:
+    from runtime.boot.model import EntryState
+    from runtime.cpu.watch import Site
+    from runtime.machine import Machine
+
+__all__ = ["NATIVE_HIDDEN", "SILENT", "NativeHypervisor"]
+
+NATIVE_HIDDEN = (RESIDENT_PAGES + HOST_PAGES) * PAGE_SIZE
+"""Bytes above RAM that a native guest needs."""
+SILENT = frozenset({
+    "pushf", "pushfd", "pushfq", "popf", "popfd", "popfq", "sgdt", "sidt", "sldt", "str", "smsw",
+    "lar", "lsl", "verr", "verw",
+})  # fmt: skip
+"""Sensitive instructions that do not trap at privilege 3."""
+_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
+
+
+class NativeHypervisor(TranslatedDomain):
+    """A native guest, patched or not."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._patched = machine.patched is not None
+        placement = Placement(
+            pages=RESIDENT_PAGES,
+            linear=(HOLE, LOW_HOLE) if self._patched else (),
+            code_pages=CODE_PAGES,
+            descriptor_page=page_of("gdt") // PAGE_SIZE,
+            shared_page=page_of("shared") // PAGE_SIZE,
+            line_port=LINE_PORT,
+        )
+        machine.capabilities = replace(machine.capabilities, watched=SILENT)
+        super().__init__(machine, placement)
+        self._call_exits: Counter[str] = Counter()
+        size = RESIDENT_PAGES * PAGE_SIZE
+        self._own = [(HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size)]
+        if machine.patched is not None:
+            for page in machine.patched.pages:
+                for start in {page.physical, page.virtual}:
+                    self._own.append((start, start + CALL_PAGE_SIZE))
+
+    def page_code(self, width: int) -> bytes | None:
+        """Slots that lead to the resident code."""
+        return call_page(width)
+
+    def start(self, entry: EntryState) -> EntryState:
+        """A patched image begins in the resident code, which asks Xen for what it needs; any other at its own
+        entry, as far as it gets."""
+        base = self.machine.memory.size
+        if self._patched:
+            write_resident(self.guest, base, entry)
+            entry = replace(entry, rip=resident().labels["boot"], long_mode=True)
+        else:
+            write_identity(self.guest, base)
+        root = identity_root(base)
+        if entry.long_mode and not self._patched:
+            root = entry.cr3 // PAGE_SIZE
+        return self.enter_at(entry, root)
+
+    # -- missed sites ----------------------------------------------------------------------------
+
+    def is_own_code(self, address: int) -> bool:
+        """The resident code and the call pages."""
+        return any(start <= address < end for start, end in self._own)
+
+    def _answered(self, event: Event) -> bool:
+        """Count privileged instructions of the guest's kernel that no patch intercepted."""
+        if event.vector == fl.GP and event.error_code == 0 and self.traps.in_kernel:
+            state = self.machine.cpu.state
+            linear = int(state.rip) if self.machine.cpu.code_width == 64 else int(state.segments[fl.CS].base + state.rip)
+            if not self.is_own_code(linear):
+                instruction = decode_at(self.machine.cpu, self.emulator.linear)
+                if instruction is not None:
+                    self.machine.stats.miss(mnemonic_name(instruction), linear)
+        return super()._answered(event)
+
+    def on_watched(self, site: Site) -> bool:
+        """A silently sensitive instruction of the guest's kernel: nothing stops it."""
+        if self.traps.in_kernel:
+            self.machine.stats.miss(site.mnemonic, site.address)
+        return False
+
+    # -- figures ---------------------------------------------------------------------------------
+
+    def _begin(self) -> int:
+        state = self.machine.cpu.state
+        name = caller_of(int(state.rip) - 2) if self.traps.in_kernel else None
+        if name is not None:
+            self._call_exits[name] += 1
+        return super()._begin()
+
+    def call_exits(self) -> dict[str, int]:
+        """ABI calls that reached Xen, by name: hypercalls as they came, port I/O always."""
+        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
+        return {**self._call_exits, **ports}
