@@ -404,14 +404,16 @@ class VCpu:
     def run_as_supervisor(self) -> bool:
         """Run one instruction whose memory accesses are all checked as supervisor accesses.
 
-        False if it faulted even so (nothing is delivered).
+        False if it faulted even so (nothing is delivered). After a transfer the emulator may begin the next
+        instruction too: if that one faults, RIP has moved, and it will fault again by itself.
         """
         control = self.control
         control.supervisor = 1
-        error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 1)
+        start = self.state.rip
+        error = uclib.uc_emu_start(self.handle, start, 0, 0, 1)
         control.supervisor = 0
         self.flush_tlb()
-        faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault
+        faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault and self.state.rip == start
         control.fault = 0
         return not faulted
 
