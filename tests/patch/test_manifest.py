@@ -26,6 +26,7 @@ from rewriter.manifest import (
     find_record,
     pack,
     read_manifest,
+    store,
 )
 from rewriter.manifest.restore import original_payload
 from tests.patch.conftest import Patches
