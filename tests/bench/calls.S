@@ -1,5 +1,9 @@
 # A multiboot kernel that does one operation COUNT times and leaves by the debug-exit port.
-# Assembled by the benchmark with -DCOUNT=n and one of -DOP_EMPTY, -DOP_FLAG, -DOP_CR3.
+# Assembled by the benchmark with -DCOUNT=n and one of -DOP_EMPTY, -DOP_FLAG, -DOP_CR3, -DOP_FAULT, -DOP_INT.
+        .set    CODE, 0x08
+        .set    DATA, 0x10
+        .set    UNMAPPED, 0xA0000000
+
         .section .multiboot, "a"
         .align 4
         .long 0x1BADB002, 0, -0x1BADB002
@@ -8,6 +12,39 @@
         .globl _start
 _start:
         movl    $stack_top, %esp
+#ifndef PLAIN                           /* PLAIN: nothing before the loop that needs privilege */
+        lgdt    gdt_pointer
+        ljmp    $CODE, $1f
+1:      movw    $DATA, %ax
+        movw    %ax, %ds
+        movw    %ax, %es
+        movw    %ax, %ss
+        movl    $14, %ecx               # page faults
+        movl    $on_fault, %eax
+        call    set_gate
+        movl    $0x80, %ecx             # system calls
+        movl    $on_call, %eax
+        call    set_gate
+        lidt    idt_pointer
+
+        # Identity map of the first 16 MiB with 4 MiB pages, and nothing else.
+        movl    $directory, %edi
+        movl    $0x83, %eax
+        movl    $4, %ecx
+2:      movl    %eax, (%edi)
+        addl    $4, %edi
+        addl    $0x400000, %eax
+        loop    2b
+        movl    %cr4, %eax
+        orl     $0x10, %eax
+        movl    %eax, %cr4
+        movl    $directory, %eax
+        movl    %eax, %cr3
+        movl    %cr0, %eax
+        orl     $0x80000000, %eax
+        movl    %eax, %cr0
+#endif
+
         movl    $COUNT, %esi
         .p2align 4
 loop:
@@ -18,6 +55,12 @@ loop:
         movl    %cr3, %eax
         movl    %eax, %cr3
 #endif
+#ifdef OP_FAULT
+        movl    UNMAPPED, %eax          # 5 bytes (a1 moffs32); the handler steps over it
+#endif
+#ifdef OP_INT
+        int     $0x80
+#endif
         nop
         nop
         nop
@@ -27,10 +70,40 @@ loop:
         xorl    %eax, %eax
         movl    $0xf4, %edx
         outb    %al, %dx
-1:      hlt
-        jmp     1b
+3:      hlt
+        jmp     3b
+
+# Vector in ecx, handler in eax: an interrupt gate of privilege 3.
+set_gate:
+        leal    idt(, %ecx, 8), %edi
+        movw    %ax, (%edi)
+        movw    $CODE, 2(%edi)
+        movw    $0xEE00, 4(%edi)
+        shrl    $16, %eax
+        movw    %ax, 6(%edi)
+        ret
+
+on_fault:
+        addl    $5, 4(%esp)
+        addl    $4, %esp
+        iret
+on_call:
+        iret
+
+        .data
+        .align 8
+gdt:    .quad   0, 0x00CF9A000000FFFF, 0x00CF92000000FFFF
+gdt_pointer:
+        .word   . - gdt - 1
+        .long   gdt
+idt_pointer:
+        .word   256 * 8 - 1
+        .long   idt
 
         .bss
-        .align 16
+        .align 4096
+directory:
+        .space  4096
+idt:    .space  256 * 8
         .space  4096
 stack_top:
