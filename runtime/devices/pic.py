@@ -55,6 +55,8 @@ class Pic8259:
     def set_line(self, line: int, level: bool) -> None:
         """Drive an input. Edge inputs latch a rise and forget it when the line falls unserved."""
         bit = 1 << line
+        if not level and not (self.lines | self.irr) & bit:
+            return
         if level:
             if not self.lines & bit or self.elcr & bit:
                 self.irr |= bit
