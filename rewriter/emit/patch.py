@@ -22,7 +22,7 @@ from rewriter.tactics.liveness import dead_registers, red_zone_live
 from rewriter.tactics.view import CodeView
 from rewriter.tactics.window import needs_return_address
 
-__all__ = ["PatchJob", "patch_payload"]
+__all__ = ["PatchJob", "patch_payload", "stub_entries"]
 
 _PAGE = 4096
 _LOWEST = 2 << 20  # physical address below which firmware and old devices have their places
@@ -61,7 +61,7 @@ def patch_payload(
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
     requests = tuple(_request(image, context, window, pieces[window.start]) for window in plan.windows)
-    entries = tuple(Entry(point) for point in _stub_entries(image))
+    entries = tuple(Entry(point) for point in stub_entries(image))
     build = partial(_build, image, _widths(plan), requests)
     edits = Edits(image.payload)
     if image.kind == "flat":
@@ -193,7 +193,7 @@ def _long_jump(image: Image, context: Context, window: Window, resident: Residen
 # ---- entries --------------------------------------------------------------------------------
 
 
-def _stub_entries(image: Image) -> tuple[EntryPoint, ...]:
+def stub_entries(image: Image) -> tuple[EntryPoint, ...]:
     """Entries that go through the stub, each physical address and protocol family once."""
     if any(entry.protocol == "xen" for entry in image.entries):
         raise ImageError(

@@ -12,7 +12,7 @@ from iced_x86 import Formatter, FormatterSyntax, Instruction
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
-from rewriter.emit.patch import PatchJob, patch_payload
+from rewriter.emit.patch import PatchJob, patch_payload, stub_entries
 from rewriter.image import Image, gzip_layer
 from rewriter.manifest import Container, Manifest, Site, find_record, pack
 from rewriter.scan import ScanResult, scan_image
@@ -56,6 +56,7 @@ def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
     """Scan, plan, patch and verify an image; ImageError when it cannot be patched."""
     refuse_patched(image)
     _refuse_container(image)
+    _refuse_entries(image)
     started = time.perf_counter()
     scan = scan_image(image, progress)
     scanned = time.perf_counter()
@@ -93,6 +94,14 @@ def _refuse_container(image: Image) -> None:
             f"{image.path}: patching inside {kinds} is not supported yet",
             hint="gzip, ELF and flat images are; the payload can be patched after it is taken out",
         )
+
+
+def _refuse_entries(image: Image) -> None:
+    """Before the work: an image whose entries the stub cannot stand in front of."""
+    try:
+        stub_entries(image)
+    except ImageError as error:
+        raise ImageError(f"{image.path}: {error.message}", hint=error.hint) from error
 
 
 def _wrap(image: Image, payload: bytes) -> bytes:

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from iced_x86 import Instruction
-
 from rewriter.emit.operands import Binding
 from rewriter.emit.reach import Reach
 from rewriter.tactics.view import CodeView
@@ -107,10 +105,6 @@ class Context:
     unpatchable: Mapping[int, str]
     windows: Windows
     caves_taken: dict[int, int] = field(default_factory=dict)  # start -> end of used caves
-
-    def instruction(self, address: int) -> Instruction | None:
-        """The instruction at an address."""
-        return self.view.at(address)
 
 
 class Tactic(Protocol):
