@@ -23,7 +23,7 @@ def kernel(text: str, width: int = 32, *, room: int = 0x1000) -> bytes:
     one to one. Interrupts are off, there is no IDT; the stack is below BASE.
     """
     start = BASE + HEADER_ROOM
-    code = assemble(f"mov {sp(width)}, {BASE - 0x1000}\n{text}", width, start).code
+    code = assemble(f"mov {sp(width)}, {BASE - 0x1000}\n{text}\nstay: jmp stay", width, start).code
     header = multiboot1_header().ljust(HEADER_ROOM, b"\x90") if width == 32 else b"\x90" * HEADER_ROOM
     content = header + code
     return elf(width, (Load(BASE, BASE, content, len(content) + room, flags=7),), entry=start)

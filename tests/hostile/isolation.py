@@ -76,9 +76,7 @@ def isolated(*arguments: str | Path, memory: int = ADDRESS_SPACE) -> Isolated:
         for stream in (out, err):
             stream.seek(0)
         text = err.read().decode("utf-8", "replace")
-        ended = Isolated(
-            code, out.read(), text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
-        )
+        ended = Isolated(code, out.read(), text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
     checked(ended)
     assert ended.peak < PEAK_MEMORY, f"{ended.peak >> 20} MiB"
     return ended
