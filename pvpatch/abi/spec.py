@@ -44,6 +44,9 @@ Sources
     memB[opN+D]     B in 16 24 32 64 bits at the operand's address + D, zero-extended
     offset[opN], selector[opN]   the parts of an immediate far pointer
     pop             a native word popped off the guest's stack (16-bit operand size: refuse)
+    pop16[CALL]     16 bits popped off the guest's stack; the bits above are those of CALL's result,
+                    which the thunk asks first and which has the argument's register (POPF with a
+                    16-bit operand leaves the upper half of the flags, SDM 2B, POPF)
     stack32[D], stack64[D]       bits at guest SP + D, read before `pops` are taken off
 
 Destinations
@@ -51,7 +54,7 @@ Destinations
                     half at 64 bits, 8 and 16-bit ones keep it)
     reg:NAME        32 bits or native as the result says; 32-bit results clear the upper half
     memB[opN+D]     B in 16 32 64 bits at the operand's address + D
-    push            a native word pushed on the guest's stack
+    push, push16    a native word, or its low 16 bits, pushed on the guest's stack
     discard         the register keeps the site's value
 
 Thunk recipe (all forms): save the call's registers that are not destinations, bind the sources
@@ -94,9 +97,11 @@ FAULTS = ("db", "ud", "np", "ss", "gp", "pf")
 OPERAND = re.compile(r"r|m|rm|imm|far|mfar|sreg|dr|r16|cr[0-8]|[a-d]l|[abcd]x|e[abcd]x|dx")
 SOURCE = re.compile(
     r"op[0-3]|reg:e(ax|dx|cx|bx|si|di)|const:-?\d+|index\[op[01]\]|ea\[op[0-3]\]"
-    r"|mem(16|24|32|64)\[op[0-3]\+\d+\]|offset\[op0\]|selector\[op0\]|pop|stack(32|64)\[\d+\]"
+    r"|mem(16|24|32|64)\[op[0-3]\+\d+\]|offset\[op0\]|selector\[op0\]|pop|pop16\[\w+\]|stack(32|64)\[\d+\]"
 )
-DESTINATION = re.compile(r"op[0-3]|reg:e(ax|dx|cx|bx|si|di)|mem(16|32|64)\[op[0-3]\+\d+\]|push|discard")
+DESTINATION = re.compile(
+    r"op[0-3]|reg:e(ax|dx|cx|bx|si|di)|mem(16|32|64)\[op[0-3]\+\d+\]|push|push16|discard"
+)
 STACK_ROLE = re.compile(r"stack(\d)")
 
 
@@ -400,9 +405,7 @@ def _validate_form(call: Call, form: Form) -> None:
     _require(bound == names or (in_place and not bound), f"{where}: arguments {bound ^ names}")
     _require({name for name, _ in form.results} == {item.name for item in call.results}, f"{where}: results")
     available = {width for width, _ in call.bare}
-    _require(
-        set(form.widths) <= available if form.widths != WIDTHS else bool(available), f"{where}: widths"
-    )
+    _require(set(form.widths) <= available if form.widths != WIDTHS else bool(available), f"{where}: widths")
     for pattern in form.ops:
         _require(OPERAND.fullmatch(pattern) is not None, f"{where}: operand pattern {pattern}")
     for _, source in (*form.args, *form.also):

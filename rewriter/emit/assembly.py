@@ -237,6 +237,10 @@ class Assembly:
             )
         )
 
+    def clear_byte(self, place: Place) -> None:
+        """Store a zero byte."""
+        self.add(Instruction.create_mem_i32(Code.MOV_RM8_IMM8, self.pointer(place), 0))
+
     def address(self, to: int, place: Place) -> None:
         """LEA."""
         code = Code.LEA_R64_M if self.bits == 64 else Code.LEA_R32_M

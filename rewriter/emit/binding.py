@@ -12,12 +12,13 @@ from functools import cache
 
 from iced_x86 import Instruction, MemorySizeExt, OpKind, Register, RegisterExt
 
-from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form
+from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form, load_spec
 from rewriter.emit.assembly import GPR16, GPR32, GPR64, SP, Place
 from rewriter.emit.operands import (
     Address,
     Binding,
     Destination,
+    HalfOfResult,
     Immediate,
     InMemory,
     InRegister,
@@ -29,6 +30,7 @@ __all__ = ["Refused", "bind", "number_of", "place_of"]
 
 _MEMORY = re.compile(r"mem(\d+)\[op(\d)\+(\d+)\]")
 _STACKED = re.compile(r"stack(\d+)\[(\d+)\]")
+_HALF = re.compile(r"pop16\[(\w+)\]")
 _INDEXED = re.compile(r"(index|ea|offset|selector)\[op(\d)\]")
 _LOW_BYTES = (
     Register.AL,
@@ -171,9 +173,10 @@ class _Binder:
                 raise Refused("it pops 16 bits")
             self.pops = self.word
             return OnStack(0, self.word)
+        if found := _HALF.fullmatch(text):
+            self.pops = 2
+            return HalfOfResult(load_spec().call(found[1]).number, 0)
         if found := _MEMORY.fullmatch(text):
-            if found[1] == "24":
-                raise Refused("a 24-bit table base (16-bit operand size)")
             return InMemory(self.place(int(found[3])), int(found[1]) // 8)
         if found := _STACKED.fullmatch(text):
             return OnStack(int(found[2]), int(found[1]) // 8)
@@ -203,6 +206,9 @@ class _Binder:
                 raise Refused("it pushes 16 bits")
             self.pushes = self.word
             return OnStack(-self.word, self.word)
+        if text == "push16":
+            self.pushes = 2
+            return OnStack(-2, 2)
         if text.startswith("reg:"):
             return InRegister(_role(text[4:]), self.word)
         if found := _MEMORY.fullmatch(text):

@@ -18,12 +18,23 @@ from iced_x86 import Register
 from rewriter.emit.assembly import SP, Assembly, Place
 from rewriter.emit.binding import Refused
 from rewriter.emit.moves import in_place, load_all, load_source, reads
-from rewriter.emit.operands import Address, Binding, Destination, InMemory, InRegister, OnStack, Source
+from rewriter.emit.operands import (
+    Address,
+    Binding,
+    Destination,
+    HalfOfResult,
+    InMemory,
+    InRegister,
+    OnStack,
+    Source,
+)
 
 __all__ = ["RED_ZONE", "Surroundings", "emit_binding", "refusal", "spares_stack"]
 
 RED_ZONE = 128  # bytes below the stack pointer that a leaf function may own (System V AMD64 ABI 3.2.2)
 _SAVE_ORDER = (0, 2, 1, 3, 6, 7, 5, *range(8, 16))
+Slots = Callable[[int], int]
+"""Number of a call -> address of its slot."""
 _SCRATCH = (6, 7, 3, 1, 2, 0, 5)
 
 
@@ -44,14 +55,14 @@ class Surroundings:
     dead: tuple[int, ...] = ()
 
 
-def emit_binding(asm: Assembly, binding: Binding, slot: int, around: Surroundings) -> None:
-    """Append the code that does ``binding`` through the slot at ``slot``; Refused where it cannot."""
+def emit_binding(asm: Assembly, binding: Binding, slot: Slots, around: Surroundings) -> None:
+    """Append the code that does ``binding`` through the slots of its calls; Refused where it cannot."""
     if binding.stack_arguments:
-        _emit_stacked(asm, binding, slot, around)
+        _emit_stacked(asm, binding, slot(binding.number), around)
     elif binding.jump:
         if around.bias:
             asm.move_stack(around.bias)
-        asm.jump(slot)
+        asm.jump(slot(binding.number))
     else:
         _Marshal(asm, binding, around).emit(slot)
 
@@ -60,7 +71,7 @@ def refusal(binding: Binding, bits: int, *, called: bool) -> str:
     """Why the binding cannot be emitted; ``called``: the site reaches its thunk by a CALL. Else empty."""
     bias = bits // 8 if called else 0
     try:
-        emit_binding(Assembly(bits), binding, 0, Surroundings(bias=bias))
+        emit_binding(Assembly(bits), binding, lambda _: 0, Surroundings(bias=bias))
     except (Refused, OverflowError) as reason:
         return str(reason)
     return ""
@@ -153,14 +164,17 @@ class _Marshal:
         self.scratch = self._choose_scratch()
         self.red_zone = RED_ZONE if around.red_zone else 0
 
-    def emit(self, slot: int) -> None:
+    def emit(self, slot: Slots) -> None:
         """The whole thunk of the binding."""
         if self.binding.loads_ss and self.stash():
-            self._emit_without_stack(slot)
+            self._emit_without_stack(slot(self.binding.number))
         else:
             self._enter()
+            for _, source in self.binding.inputs:
+                if isinstance(source, HalfOfResult):
+                    self.asm.call(slot(source.number))
             load_all(self.asm, self.binding.inputs, self.frame.depth)
-            self.asm.call(slot)
+            self.asm.call(slot(self.binding.number))
             self._deliver()
             self._leave()
         if self.new_stack is not None:
@@ -252,8 +266,7 @@ class _Marshal:
     def _enter(self) -> None:
         asm, binding, frame, around = self.asm, self.binding, self.frame, self.around
         if binding.pushes and around.bias:
-            asm.push_at(Place(SP))  # the return address moves down, its place becomes the pushed word
-            frame.depth += asm.word
+            self._make_room(binding.pushes)
         else:
             self._step(-binding.pushes)
         self._step(-self.red_zone)
@@ -264,6 +277,23 @@ class _Marshal:
             asm.load(self.anchor, frame.place(home))
         self._carry()
         self._take_addresses()
+
+    def _make_room(self, size: int) -> None:
+        """Move the return address down by ``size`` bytes, at most a word: room for what is pushed."""
+        if size == self.asm.word:
+            self.asm.push_at(Place(SP))
+            self.frame.depth += size
+            return
+        self._step(-size)
+        self.asm.push_at(Place(SP, displacement=size))
+        self.asm.pop_at(Place(SP))
+
+    def _close_room(self, size: int) -> None:
+        """Move the return address up over the ``size`` bytes that were popped, and leave it on top."""
+        if size != self.asm.word:
+            self.asm.push_at(Place(SP))
+        self.asm.pop_at(Place(SP, displacement=size % self.asm.word))
+        self.asm.move_stack(size % self.asm.word)
 
     def _carry(self) -> None:
         """Push the values that cross the call beside it."""
@@ -329,7 +359,7 @@ class _Marshal:
         if not around.bias:
             self._step(frame.depth - binding.pushes + binding.pops)
         elif binding.pops:
-            asm.pop_at(Place(SP))  # the return address moves up over the popped word
+            self._close_room(binding.pops)
         else:
             self._step(frame.depth - binding.pushes - around.bias)
 

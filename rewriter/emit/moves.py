@@ -7,9 +7,12 @@ waits on the stack. Only MOV, MOVZX, LEA, PUSH and POP are used: no flag changes
 from __future__ import annotations
 
 from rewriter.emit.assembly import SP, Assembly, Place
-from rewriter.emit.operands import Address, Immediate, InMemory, InRegister, OnStack, Source
+from rewriter.emit.operands import Address, HalfOfResult, Immediate, InMemory, InRegister, OnStack, Source
 
 __all__ = ["in_place", "load_all", "load_source", "push_source", "reads"]
+
+TABLE_BASE = 3
+"""Bytes of a table base at 16-bit operand size; a fourth is in the operand and not looked at (SDM 2A, LGDT)."""
 
 
 def in_place(number: int, source: Source) -> bool:
@@ -51,17 +54,25 @@ def pushable(asm: Assembly, source: Source) -> bool:
     """Whether PUSH takes the source as it is."""
     if isinstance(source, InRegister):
         return source.number != SP
-    return isinstance(source, InMemory) and source.size == asm.word
+    return isinstance(source, InMemory) and source.size in (asm.word, TABLE_BASE)
 
 
 def load_source(asm: Assembly, number: int, source: Source, depth: int) -> None:
-    """Load one argument into its register, zero-extended."""
+    """Load one argument into its register, zero-extended; half of a result is there already."""
     if isinstance(source, Immediate):
         asm.set(number, source.value)
+    elif isinstance(source, InMemory) and source.size == TABLE_BASE:
+        push_source(asm, source, depth)
+        asm.pop(number)
     elif isinstance(source, InMemory):
         asm.load(number, source.place.moved(depth), source.size)
     elif isinstance(source, OnStack):
         asm.load(number, Place(SP, displacement=depth + source.offset), source.size)
+    elif isinstance(source, HalfOfResult):
+        asm.push(number)
+        asm.load(number, Place(SP, displacement=depth + asm.word + source.offset), 2)
+        asm.store(Place(SP), number, 2)
+        asm.pop(number)
     elif isinstance(source, Address):
         asm.address(number, source.place.moved(depth))
     elif source.number == SP:
@@ -80,5 +91,7 @@ def push_source(asm: Assembly, source: Source, depth: int) -> None:
         asm.push(source.number)
     elif isinstance(source, InMemory):
         asm.push_at(source.place.moved(depth))
+        if source.size == TABLE_BASE:
+            asm.clear_byte(Place(SP, displacement=TABLE_BASE))
     else:
         raise ValueError(f"no way to push {source}")

@@ -15,6 +15,7 @@ __all__ = [
     "Address",
     "Binding",
     "Destination",
+    "HalfOfResult",
     "Immediate",
     "InMemory",
     "InRegister",
@@ -61,7 +62,18 @@ class Address:
     place: Place
 
 
-Source = InRegister | InMemory | OnStack | Immediate | Address
+@dataclass(frozen=True)
+class HalfOfResult:
+    """16 bits at ``offset`` from the stack pointer, and above them what call ``number`` returns.
+
+    That call takes nothing and returns in the register that the argument is passed in.
+    """
+
+    number: int
+    offset: int
+
+
+Source = InRegister | InMemory | OnStack | Immediate | Address | HalfOfResult
 Destination = InRegister | InMemory | OnStack
 
 

@@ -39,7 +39,7 @@ def compose_relative(
         _mark(asm, labels, piece)
         if piece.binding is not None:
             around = Surroundings(red_zone=piece.red_zone, dead=piece.dead)
-            emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+            emit_binding(asm, piece.binding, slot, around)
         elif _stays_inside(labels, piece):
             relocate_to(asm, piece.instruction, labels[piece.instruction.near_branch_target])
         elif is_direct_call(piece.instruction):
@@ -73,7 +73,7 @@ def compose_absolute(
         _mark(asm, labels, piece)
         if piece.binding is not None:
             around = Surroundings(bias, anchor, piece.red_zone, piece.dead)
-            emit_binding(asm, piece.binding, slot(piece.binding.number), around)
+            emit_binding(asm, piece.binding, slot, around)
         elif _stays_inside(labels, piece):
             relocate_to(asm, piece.instruction, labels[piece.instruction.near_branch_target])
         elif called:

@@ -13,7 +13,7 @@ from rewriter.emit.reach import Reach
 from tests.patch.bench import CODE, DATA, TOP, Bench, run_original, run_patched, window_of
 
 BOTH = [
-    "fa", "fb", "9c", "9d",  # cli sti pushf popf
+    "fa", "fb", "9c", "9d", "669c", "669d",  # cli sti pushf popf
     "0fa2", "0f06",  # cpuid clts
     "ec", "ed", "66ed", "e460", "e571", "66e571",  # in
     "ee", "ef", "66ef", "e680", "e770", "66e770",  # out
@@ -31,6 +31,7 @@ BOTH = [
     "6c", "6d", "666f", "f36c", "f36f",  # ins outs
 ]  # fmt: skip
 NARROW = ["06", "0e", "16", "1e", "07", "1f", "63c8", "630f", "c407", "c53e", "0fb41e"]
+TABLE_LOADS = ["0f0113", "660f0113", "660f015e04"]
 WIDE = ["450f20c4", "410f22d7", "410f00c1", "4d0f02c9", "418cd8", "480f02cb", "66410f03c8"]
 
 NEIGHBOURS = {
@@ -67,7 +68,7 @@ STACKED = {
     64: ["50", "5b", "4150", "6a12", "4883c408"],
 }
 SEGMENT_TARGETS = ("8ec3", "8ee3", "8ee9", "8e07", "0fa1", "0fa9", "07", "1f", "c407", "c53e", "0fb41e")
-FORMS = [(32, code) for code in BOTH + NARROW] + [(64, code) for code in BOTH + WIDE]
+FORMS = [(32, code) for code in BOTH + NARROW + TABLE_LOADS] + [(64, code) for code in BOTH + WIDE]
 
 
 def random_state(bits: int, seed: int, code: str) -> tuple[list[int], int, bytes, bytes]:
@@ -81,8 +82,8 @@ def random_state(bits: int, seed: int, code: str) -> tuple[list[int], int, bytes
         _offer_selectors(source, registers, memory, stack)
     if code.endswith(("6c", "6d", "6f")):
         registers[1] = source.randrange(1, 5)
-    flags = 0x202 | source.choice((0, 0x8D5, 0x400, 0x55, 0x880))
-    if code in ("9d",):
+    flags = 0x202 | source.choice((0, 0x8D5, 0x400, 0x55, 0x880, 0x2000C1))
+    if code in ("9d", "669d"):
         stack[256:260] = (0x202 | source.choice((0, 0x8D5, 0x400, 0x3000, 0x200000))).to_bytes(4, "little")
         stack[260:264] = bytes(4)
     return registers, flags, bytes(memory), bytes(stack)
@@ -126,6 +127,22 @@ def compare(bits: int, code: bytes, sites: set[int], reach: str, seed: int, hint
 def test_a_call_does_what_its_instruction_did(bits: int, code: str, reach: str) -> None:
     for seed in range(6):  # none of these faults
         compare(bits, bytes.fromhex(code), {0}, reach, seed, code)
+
+
+@pytest.mark.parametrize("reach", ["relative", "absolute"])
+@pytest.mark.parametrize("code", ["0f011402", "660f011402", "660f011c10"])
+def test_a_table_whose_address_is_in_the_registers_of_the_call(code: str, reach: str) -> None:
+    """lgdt [edx+eax]: limit and base go where their own address comes from."""
+    registers, flags, memory, stack = random_state(32, 3, "")
+    registers[2] = 20
+    window = window_of(bytes.fromhex(code), 32, {0}, Reach("relative" if reach == "relative" else "absolute"))
+    expected = run_original(Bench(32), window, (registers, flags, memory, stack))
+    found = run_patched(Bench(32), window, reach, (registers, flags, memory, stack))
+    assert (found.registers, found.system, found.stack) == (
+        expected.registers,
+        expected.system,
+        expected.stack,
+    )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
