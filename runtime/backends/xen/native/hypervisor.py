@@ -6,8 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from iced_x86 import Mnemonic
+
 from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends.xen.layout import PAGE_SIZE
+from runtime.backends.xen.native.missed import MissedSites
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
@@ -39,9 +42,11 @@ NATIVE_HIDDEN = (RESIDENT_PAGES + HOST_PAGES) * PAGE_SIZE
 """Bytes above RAM that a native guest needs."""
 SILENT = frozenset({
     "pushf", "pushfd", "pushfq", "popf", "popfd", "popfq", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw",
+    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
 })  # fmt: skip
 """Sensitive instructions that do not trap at privilege 3."""
+_TRANSFERS = frozenset({Mnemonic.RETF, Mnemonic.IRETD, Mnemonic.IRETQ, Mnemonic.JMP, Mnemonic.CALL})
+"""They fault for a selector that only the guest's own table has."""
 _PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 
 
@@ -60,6 +65,7 @@ class NativeHypervisor(TranslatedDomain):
         )
         machine.capabilities = replace(machine.capabilities, watched=SILENT)
         super().__init__(machine, placement)
+        self._missed = MissedSites(self)
         self._call_exits: Counter[str] = Counter()
         size = RESIDENT_PAGES * PAGE_SIZE
         self._own = [(HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size)]
@@ -94,19 +100,27 @@ class NativeHypervisor(TranslatedDomain):
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""
-        if event.vector == fl.GP and event.error_code == 0 and self.traps.in_kernel:
-            state = self.machine.cpu.state
-            linear = int(state.rip) if self.machine.cpu.code_width == 64 else int(state.segments[fl.CS].base + state.rip)
-            if not self.is_own_code(linear):
-                instruction = decode_at(self.machine.cpu, self.emulator.linear)
-                if instruction is not None:
-                    self.machine.stats.miss(mnemonic_name(instruction), linear)
+        if event.vector == fl.GP and self.traps.in_kernel and self._missed_here(event.error_code):
+            return True
         return super()._answered(event)
+
+    def _missed_here(self, error_code: int) -> bool:
+        """#GP: a missed site? True when it has been carried out."""
+        cpu = self.machine.cpu
+        base = 0 if cpu.code_width == 64 else int(cpu.state.segments[fl.CS].base)
+        linear = base + int(cpu.state.rip)
+        instruction = None if self.is_own_code(linear) else decode_at(cpu, self.emulator.linear)
+        if instruction is None or (error_code and instruction.mnemonic not in _TRANSFERS):
+            return False
+        self.machine.stats.miss(mnemonic_name(instruction), linear)
+        return self._patched and self._missed.carry_out(instruction)
 
     def on_watched(self, site: Site) -> bool:
         """A silently sensitive instruction of the guest's kernel: nothing stops it."""
         if self.traps.in_kernel:
             self.machine.stats.miss(site.mnemonic, site.address)
+            instruction = decode_at(self.machine.cpu, self.emulator.linear)
+            return self._patched and instruction is not None and self._missed.carry_out(instruction)
         return False
 
     # -- figures ---------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ __all__ = [
     "caller_of",
     "identity_root",
     "page_of",
+    "place_of",
     "resident",
     "write_resident",
 ]
@@ -93,6 +94,11 @@ _PLAIN = frozenset({
     *(f"{way}{size}" for way in ("ins", "outs") for size in (8, 16, 32)),
 })  # fmt: skip
 """Calls for which the bare page's code is right here too: port instructions fault and Xen answers them."""
+_UNDEFINED = frozenset({
+    "fsbase_read", "fsbase_write", "gsbase_read", "gsbase_write", "xcr_read", "xcr_write", "monitor", "mwait",
+    "safe_mwait", "pcid_invalidate", "user_access_allow", "user_access_forbid", "xsaves", "xrstors",
+})  # fmt: skip
+"""Instructions of features that CPUID hides: invalid, as on a CPU without them."""
 _NOTHING = frozenset({"cache_writeback", "cache_invalidate"})
 
 
@@ -124,6 +130,11 @@ def _variables() -> dict[str, int]:
         raise ValueError("the private variables do not fit into their page")
     places["P_gdt"] = page_of("gdt")
     return places
+
+
+def place_of(name: str) -> int:
+    """Offset of a V_ or P_ variable from the start of the resident pages."""
+    return _variables()[name]
 
 
 def _shared() -> dict[str, int]:
@@ -242,7 +253,7 @@ def call_page(width: int) -> bytes:
             slots[name] = f" lcall {_CODE64}, {_low(labels['far_jump32'])}"
         elif width == 32 and name == "far_call":
             slots[name] = f" lcall {_CODE64}, {_low(labels['far_call32'])}"
-        elif not call.results or call.kind == "jump":
+        elif name in _UNDEFINED or call.kind == "jump" or not call.results:
             slots[name] = "ud2"
     features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
     return build_page(width, BACKEND_ID, slots, features=features)

@@ -1,0 +1,170 @@
+"""Sites of a patched image that no tactic could take: carried out through the ABI's own slots.
+
+Such a site keeps its instruction. In the guest's kernel it faults (privileged) or is watched
+(silently sensitive); either way it arrives here, is counted as missed, and does what the patched
+form would have done: a call of the slot with the registers as they are, or, for the flags, the same
+on the variables that the slots use. Forms whose operands would need moving are not carried out: the
+guest gets the fault.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register
+
+from pvpatch.abi.layout import slot_offset
+from pvpatch.abi.spec import Call, Form, load_spec
+from runtime.backends.xen.frames import XenError
+from runtime.backends.xen.native.resident import place_of
+from runtime.backends.xen.operands import Operands
+from runtime.cpu import flags as fl
+from runtime.deprivileged.instructions import mnemonic_name
+
+if TYPE_CHECKING:
+    from runtime.backends.xen.native.model import TranslatedDomain
+
+__all__ = ["MissedSites"]
+
+_LOADABLE = fl.ARITHMETIC | fl.DF | fl.TF | fl.NT | fl.AC | 1 << 21
+_PUSHES = {Code.PUSHFW: 2, Code.PUSHFD: 4, Code.PUSHFQ: 8}
+_POPS = {Code.POPFW: 2, Code.POPFD: 4, Code.POPFQ: 8}
+
+_FAR_POINTERS = {
+    Code.JMP_M1632: ("far_jump", 4), Code.JMP_M1664: ("far_jump", 8),
+    Code.CALL_M1632: ("far_call", 4), Code.CALL_M1664: ("far_call", 8),
+}  # fmt: skip
+"""Far transfers through memory: the call that does it, and the size of the pointer's offset."""
+
+
+def _needs_no_moves(call: Call, form: Form, width: int) -> bool:
+    """True if every argument and result already is in the call's own register."""
+    if form.next or form.ops or form.also or form.pops:
+        return False
+    homes = {item.name: item.registers(32)[0] for item in (*call.args, *call.results) if item.registers(width)}
+    return all(source == f"reg:{homes.get(name)}" for name, source in (*form.args, *form.results))
+
+
+@functools.cache
+def _plain_calls(width: int) -> dict[str, Call]:
+    """Mnemonic to the call that may simply be entered."""
+    found: dict[str, Call] = {}
+    for call in load_spec().calls:
+        for form in call.replaces:
+            if width in form.widths and form.rep is None and _needs_no_moves(call, form, width):
+                found.setdefault(form.insn, call)
+    return found
+
+
+class MissedSites:
+    """Carries out missed instructions of one domain's kernel."""
+
+    def __init__(self, model: TranslatedDomain) -> None:
+        self._model = model
+
+    def carry_out(self, instruction: Instruction) -> bool:
+        """Do what `instruction` (at RIP) asks; False if that is not possible here."""
+        try:
+            if instruction.code in _PUSHES:
+                return self._push_flags(instruction, _PUSHES[instruction.code])
+            if instruction.code in _POPS:
+                return self._pop_flags(instruction, _POPS[instruction.code])
+            if instruction.mnemonic == Mnemonic.MOV:
+                return self._show_selector(instruction)
+            if instruction.code in _FAR_POINTERS:
+                return self._far_pointer(instruction, *_FAR_POINTERS[instruction.code])
+            if instruction.code == Code.RETFQ_IMM16:
+                self._move_return(instruction.immediate16)
+            elif instruction.op_count:
+                return False
+            return self._enter_slot(instruction)
+        except XenError:
+            return False
+
+    def _enter_slot(self, instruction: Instruction) -> bool:
+        machine = self._model.machine
+        width = machine.cpu.code_width
+        call = _plain_calls(width).get(mnemonic_name(instruction))
+        return call is not None and self._enter(call, instruction)
+
+    def _enter(self, call: Call, instruction: Instruction) -> bool:
+        """Go on in the slot of `call`, as from a call behind `instruction`."""
+        machine = self._model.machine
+        width = machine.cpu.code_width
+        pages = [page for page in machine.patched.pages if page.width == width] if machine.patched else []
+        if not pages:
+            return False
+        state = machine.cpu.state
+        starts = (pages[0].physical, pages[0].virtual)
+        slot = min(starts, key=lambda start: abs(start - int(state.rip))) + slot_offset(call.number)
+        if call.kind == "call":
+            self._push(instruction.next_ip, width // 8)
+        state.rip = slot
+        return True
+
+    def _push(self, value: int, size: int) -> None:
+        state = self._model.machine.cpu.state
+        pointer = int(state.gpr[fl.RSP]) - size
+        self._model.domain.space.write(pointer, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+        state.gpr[fl.RSP] = pointer
+
+    def _move_return(self, skipped: int) -> None:
+        """RETF n: the far address goes up over the bytes that are dropped."""
+        space, state = self._model.domain.space, self._model.machine.cpu.state
+        pointer = int(state.gpr[fl.RSP])
+        space.write(pointer + skipped, space.read(pointer, 16))
+        state.gpr[fl.RSP] = pointer + skipped
+
+    def _far_pointer(self, instruction: Instruction, name: str, size: int) -> bool:
+        """JMP and CALL through a far pointer in memory: its parts go to the stack, as the calls want them."""
+        model = self._model
+        operands = Operands(model.machine.cpu, instruction)
+
+        address = instruction.memory_displacement
+        if not instruction.is_ip_rel_memory_operand:
+            for register, scale in (
+                (instruction.memory_base, 1), (instruction.memory_index, instruction.memory_index_scale)
+            ):  # fmt: skip
+                address += operands.register(register) * scale if register != Register.NONE else 0
+        address &= (1 << 64) - 1
+        offset, selector = model.domain.space.word(address, size), model.domain.space.word(address + size, 2)
+        for item in (selector, offset):
+            self._push(item, model.machine.cpu.code_width // 8)
+        return self._enter(next(call for call in load_spec().calls if call.name == name), instruction)
+
+    def _show_selector(self, instruction: Instruction) -> bool:
+        """MOV from CS or SS to a register: the virtual selector."""
+        index = {Register.CS: fl.CS, Register.SS: fl.SS}.get(instruction.op1_register)
+        if index is None or instruction.op0_kind != OpKind.REGISTER:
+            return False
+        model = self._model
+        operands = Operands(model.machine.cpu, instruction)
+        selector = model.guest.load_u32(model.machine.memory.size + place_of("V_segments") + 4 * index)
+        operands.set_register(instruction.op0_register, selector)
+        model.machine.cpu.state.rip = instruction.next_ip
+        return True
+
+    def _iopl(self) -> int:
+        return self._model.machine.memory.size + place_of("V_iopl")
+
+    def _push_flags(self, instruction: Instruction, size: int) -> bool:
+        model = self._model
+        value = model.machine.cpu.rflags & ~(fl.IF | fl.IOPL | fl.RF | fl.VM)
+        value |= 0 if model.domain.upcall_mask else fl.IF
+        self._push(value | model.guest.load_u32(self._iopl()), size)
+        model.machine.cpu.state.rip = instruction.next_ip
+        return True
+
+    def _pop_flags(self, instruction: Instruction, size: int) -> bool:
+        model = self._model
+        cpu, state = model.machine.cpu, model.machine.cpu.state
+        value = model.domain.space.word(int(state.gpr[fl.RSP]), size)
+        state.gpr[fl.RSP] += size
+        mask = _LOADABLE & ((1 << size * 8) - 1)
+        cpu.rflags = cpu.rflags & ~mask | value & mask
+        model.guest.store_u32(self._iopl(), value & fl.IOPL)
+        model.domain.upcall_mask = not value & fl.IF
+        state.rip = instruction.next_ip
+        cpu.set_waiting(model.interrupt_waiting())
+        return True
