@@ -126,7 +126,7 @@ class Machine:
         return Watcher(
             self.cpu,
             self.linear,
-            self.capabilities.watched,
+            self.hypervisor.watched(),
             self._watched,
             self.hypervisor.is_own_code,
             outer=PORT_MNEMONICS,
@@ -395,7 +395,7 @@ class Machine:
 
     def _watched(self, site: Site) -> bool:
         """From the watcher: a watched instruction is about to run."""
-        if site.mnemonic in self.capabilities.watched:
+        if site.mnemonic in self.hypervisor.watched():
             self.clock.spend_ns(EXCEPTION_COST_NS)
             return self.hypervisor.on_watched(site)
         if port_allowed(self.cpu, self.linear, site):

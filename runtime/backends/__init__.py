@@ -136,6 +136,10 @@ class Hypervisor:
         """Bytes typed at the guest's console."""
         self.machine.platform.console_input(data)
 
+    def watched(self) -> frozenset[str]:
+        """What this guest is watched for, if not everything that the capabilities name."""
+        return self.machine.capabilities.watched
+
     def is_own_code(self, address: int) -> bool:
         """True for linear addresses of the hypervisor's own guest-side code, which is not watched."""
         return False

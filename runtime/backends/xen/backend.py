@@ -8,6 +8,7 @@ from runtime.backends import Capabilities
 from runtime.backends.xen.construction import hidden_frames
 from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.model import XenHypervisor
+from runtime.backends.xen.ring1.model import RING1_PAGES, XenRing1
 
 if TYPE_CHECKING:
     from runtime.machine import Machine
@@ -29,10 +30,13 @@ class XenBackend:
 
     def hidden_memory(self, memory_size: int) -> int:
         """The M2P table, the hole's page tables, and Xen's heap."""
-        return hidden_frames(memory_size // PAGE_SIZE)[1] * PAGE_SIZE
+        return max(hidden_frames(memory_size // PAGE_SIZE)[1], RING1_PAGES) * PAGE_SIZE
 
     def attach(self, machine: Machine) -> XenHypervisor:
-        """The domain is built when the image is loaded."""
+        """A patched image is a native guest; any other has to be one of Xen's own. The domain is built when
+        the image is loaded."""
+        if machine.patched is not None and machine.image.width == 32:
+            return XenRing1(machine)
         return XenHypervisor(machine)
 
 

@@ -18,18 +18,17 @@ from runtime.backends.xen.events import Channel, EventChannels
 from runtime.backends.xen.frames import DOMAIN, XEN, FrameTable, PageType
 from runtime.backends.xen.grants import GrantTable
 from runtime.backends.xen.guestspace import GuestSpace
-from runtime.backends.xen.layout import PAGE_SIZE, numbers, struct
+from runtime.backends.xen.layout import PAGE_SIZE, numbers
 from runtime.backends.xen.machine_memory import HOLE_TABLES, Hole, MachineMemory, build_hole
 from runtime.backends.xen.paging import HoleEntries, PageTables
 from runtime.backends.xen.selectors import FLAT
 from runtime.backends.xen.store import Store
 from runtime.backends.xen.timers import Timers
-from runtime.devices.rtc import DEFAULT_EPOCH
 
 if TYPE_CHECKING:
     from runtime.machine import Machine
 
-__all__ = ["DOMID", "TSC_HZ", "Construction", "Wiring", "hidden_frames", "hypercall_page"]
+__all__ = ["DOMID", "TSC_HZ", "XEN_GDT", "Construction", "Wiring", "hidden_frames", "hypercall_page"]
 
 HEAP_FRAMES = 1024
 DOMID = 1
@@ -184,14 +183,7 @@ class Construction:
                 raise ImageError(f"the hypercall page at {page:#x} is outside the domain's memory")
         domain.upcall_mask = True
         domain.publish_time()
-        self._set_wallclock()
-
-    def _set_wallclock(self) -> None:
-        """Seconds since 1970 at system time 0, under an even version number."""
-        layout = struct("shared_info", self.width)
-        epoch = int(DEFAULT_EPOCH.timestamp())
-        for name, value in (("wc_sec", epoch & 0xFFFFFFFF), ("wc_sec_hi", epoch >> 32), ("wc_version", 2)):
-            self.memory.store(self.shared_info + layout.offsets[name], value.to_bytes(4, "little"))
+        domain.set_wallclock()
 
     def write_hypercall_page(self, mfn: int) -> bool:
         """Write the 128 stubs into a frame of the domain; False for a frame that cannot be written."""

@@ -13,9 +13,10 @@ from runtime.backends.xen.guestspace import GuestSpace
 from runtime.backends.xen.layout import PAGE_SIZE, struct
 from runtime.backends.xen.paging import PageTables
 from runtime.backends.xen.timers import Timers
+from runtime.devices.rtc import DEFAULT_EPOCH
 from runtime.ports import AlarmHandle
 
-__all__ = ["FIRST_RESERVED_GDT_ENTRY", "Callback", "Cpu", "Domain", "Trap"]
+__all__ = ["FIRST_RESERVED_GDT_ENTRY", "Callback", "Cpu", "Domain", "PhysicalInterrupt", "Trap"]
 
 FIRST_RESERVED_GDT_PAGE = 14
 FIRST_RESERVED_GDT_ENTRY = FIRST_RESERVED_GDT_PAGE * 512
@@ -31,6 +32,16 @@ class Cpu(Protocol):
     def set_task_switched(self, value: bool) -> None: ...
     def set_segment_base(self, register: str, base: int) -> None: ...
     def reload_tables(self) -> None: ...
+
+
+class PhysicalInterrupt(Protocol):
+    """A line that was given to the domain, as physical interrupt 0."""
+
+    def bind(self, port: int) -> None:
+        """From now on it raises this port."""
+
+    def end(self) -> None:
+        """The guest has dealt with it."""
 
 
 @dataclass
@@ -73,6 +84,11 @@ class Domain:
     max_pages: int
     log: Callable[[str], None]
     """Where Xen's own console messages about this domain go."""
+
+    translated: bool = False
+    """Frames are guest-physical and Xen walks the guest's tables: no direct paging, a fixed reservation."""
+    physical_interrupt: PhysicalInterrupt | None = None
+    """The one physical interrupt that the domain was given, if any."""
 
     kernel_root: int = 0
     user_root: int = 0
@@ -158,6 +174,13 @@ class Domain:
         self.timers.publish(self.vcpu_info + offset)
         if self.time_area:
             self._keep_up_to_date(self.time_area, self.timers.time_info(2))
+
+    def set_wallclock(self) -> None:
+        """Seconds since 1970 at system time 0, under an even version number."""
+        layout = struct("shared_info", self.width)
+        epoch = int(DEFAULT_EPOCH.timestamp())
+        for name, value in (("wc_sec", epoch & 0xFFFFFFFF), ("wc_sec_hi", epoch >> 32), ("wc_version", 2)):
+            self.memory.store(self.shared_info + layout.offsets[name], value.to_bytes(4, "little"))
 
     def publish_runstate(self) -> None:
         """Write the run state where the guest asked for it."""

@@ -58,9 +58,18 @@ class Emulator:
         self.linear = LinearMemory(cpu)
         self.counts: dict[str, int] = {}
 
+    def decode(self) -> Instruction | None:
+        """The instruction that RIP is on."""
+        return decode_at(self.cpu, self.linear)
+
+    @staticmethod
+    def name(instruction: Instruction) -> str:
+        """The mnemonic in lower case."""
+        return str(MNEMONICS[instruction.mnemonic])
+
     def privileged(self, in_kernel: bool) -> bool:
         """#GP(0): True if the instruction was one that Xen emulates; user mode gets only what IOPL gives."""
-        instruction = decode_at(self.cpu, self.linear)
+        instruction = self.decode()
         if instruction is None:
             return False
         mnemonic = instruction.mnemonic
@@ -92,6 +101,10 @@ class Emulator:
     def _port_of(self, operands: Operands, index: int) -> int:
         return operands.value(index) & 0xFFFF
 
+    def _reaches(self, port: int) -> bool:
+        """Does the domain reach this port?"""
+        return port in TIMER_PORTS
+
     def _port_in(self, instruction: Instruction) -> bool:
         """IN from a port that the domain does not own reads as all ones."""
         operands = Operands(self.cpu, instruction)
@@ -99,7 +112,7 @@ class Emulator:
         size = _ACCUMULATOR_BYTES[register]
         port = self._port_of(operands, 1)
         value = (1 << 8 * size) - 1
-        if port in TIMER_PORTS:
+        if self._reaches(port):
             value = self.ports.port_in(port, size)
         operands.set_register(register, value)
         return True
@@ -108,7 +121,7 @@ class Emulator:
         operands = Operands(self.cpu, instruction)
         register = instruction.op1_register
         port = self._port_of(operands, 0)
-        if port in TIMER_PORTS:
+        if self._reaches(port):
             self.ports.port_out(port, _ACCUMULATOR_BYTES[register], operands.register(register))
         return True
 

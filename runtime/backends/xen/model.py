@@ -28,7 +28,7 @@ from runtime.cpu.delivery import Event
 from runtime.cpu.segments import load_cache, update_modes
 from runtime.outcome import Outcome
 
-__all__ = ["XenHypervisor"]
+__all__ = ["DomainCpu", "XenHypervisor"]
 
 HYPERCALLS = names("hypercall")
 IRET = numbers("hypercall")["iret"]
@@ -46,7 +46,7 @@ UPCALL_MASK_WORD = 0x100
 """upcall_mask is the second byte of vcpu_info."""
 
 
-class _DomainCpu:
+class DomainCpu:
     """The CPU as hypercalls use it."""
 
     def __init__(self, model: XenHypervisor) -> None:
@@ -95,7 +95,7 @@ class XenHypervisor(Hypervisor):
                 "a native kernel starts on Xen when it is patched and this backend has slot code for it",
             )
         self.width = machine.image.width
-        self.parts = Construction(machine, self.width, Wiring(_DomainCpu(self), self._event_pending))
+        self.parts = Construction(machine, self.width, Wiring(DomainCpu(self), self._event_pending))
         self.domain = domain = self.parts.domain
         self.traps = Traps(domain, machine.cpu)
         self.emulator = Emulator(domain, machine.cpu, machine, self.parts.write_hypercall_page)

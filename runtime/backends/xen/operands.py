@@ -74,6 +74,11 @@ class Operands:
             return int(self.instruction.immediate(index))
         raise ValueError(f"operand {index} of {self.instruction} is neither a register nor a number")
 
+    @staticmethod
+    def segment_index(instruction: Instruction) -> int:
+        """Index of the segment register of the memory operand."""
+        return _SEGMENTS.get(instruction.memory_segment, fl.DS)
+
     def number(self, register: int) -> int:
         """Which control or debug register (CR3 -> 3)."""
         return int(RegisterInfo(register).number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from runtime.backends.xen.domain import Domain
-from runtime.backends.xen.events import check_domain
+from runtime.backends.xen.events import Channel, check_domain
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.hypercalls.dispatch import handler
 from runtime.backends.xen.layout import ERRNO, names
@@ -36,9 +36,16 @@ def _bind_virq(domain: Domain, data: bytes) -> Reply:
     return _at(8, domain.events.bind_virq(_word(data, 0), _word(data, 4)))
 
 
-def _bind_pirq(_domain: Domain, data: bytes) -> None:
-    """struct {pirq u32, flags u32, port u32 out}: the domain has no physical interrupts."""
-    raise XenError(ERRNO.EINVAL, f"no physical interrupt {_word(data, 0)}")
+def _bind_pirq(domain: Domain, data: bytes) -> Reply:
+    """struct {pirq u32, flags u32, port u32 out}: only a domain that was given one has interrupt 0."""
+    line = domain.physical_interrupt
+    if line is None or _word(data, 0):
+        raise XenError(ERRNO.EINVAL, f"no physical interrupt {_word(data, 0)}")
+    if any(channel.state == "pirq" for channel in domain.events.ports.values()):
+        raise XenError(ERRNO.EEXIST, "the interrupt is bound already")
+    port = domain.events.allocate(Channel("pirq"))
+    line.bind(port)
+    return _at(8, port)
 
 
 def _close(domain: Domain, data: bytes) -> None:

@@ -67,7 +67,7 @@ def _reservation(domain: Domain, command: int, start: int, address: int) -> int 
     except XenError:
         return start
     count, order, size = asked["nr_extents"], asked["extent_order"], domain.width // 8
-    if count > MAX_EXTENTS or start >= count:
+    if count > MAX_EXTENTS or start >= count or domain.translated:
         return start
     try:
         check_domain(asked["domid"], domain.domid)
@@ -121,6 +121,8 @@ def _exchange(domain: Domain, command: int, address: int) -> int | Continue:
     done = layout.unpack(data)["nr_exchanged"]
     if max(given["extent_order"], wanted["extent_order"]) > MAX_ORDER:
         raise XenError(ERRNO.EPERM, "extents of that size are for domains with devices")
+    if domain.translated:
+        raise XenError(ERRNO.EOPNOTSUPP, "frames of a translated domain are fixed")
     pages = given["nr_extents"] << given["extent_order"]
     if (
         done > given["nr_extents"]

@@ -85,8 +85,9 @@ def physdev_op(domain: Domain, arguments: Sequence[int]) -> int:
             return -ERRNO.EINVAL
         domain.space.write(address + 4, NEEDS_EOI.to_bytes(4, "little"))
     elif command == EOI:
-        domain.space.word(address, 4)
-        return -ERRNO.EINVAL
+        if domain.space.word(address, 4) or domain.physical_interrupt is None:
+            return -ERRNO.EINVAL
+        domain.physical_interrupt.end()
     elif command in PRIVILEGED_PHYSDEV:
         domain.space.read(address, 4)
         return -ERRNO.EPERM
