@@ -311,6 +311,21 @@ class TranslatedDomain(XenHypervisor):
 
     # -- traps -----------------------------------------------------------------------------------
 
+    def _hypercall64(self) -> None:
+        """Leaving to code that is being stepped through: the first step is its first instruction, not ours."""
+        super()._hypercall64()
+        state = self.machine.cpu.state
+        self._first_step = int(state.rip) if self.machine.cpu.rflags & fl.TF else -1
+
+    def on_event(self, event: Event) -> bool:
+        """The emulated CPU takes the end of SYSCALL for a step if TF is set by then."""
+        first, self._first_step = self._first_step, -1
+        if event.vector == fl.DB and not event.software and int(self.machine.cpu.state.rip) == first:
+            return True
+        return super().on_event(event)
+
+    _first_step = -1
+
     def _page_fault(self, error_code: int) -> bool:
         """Fill the shadow, or leave the fault to the guest."""
         address = int(self.machine.cpu.state.cr[2])
