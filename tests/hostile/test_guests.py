@@ -1,4 +1,4 @@
-"""Guests that mean ill, on every backend that takes them: the defined exit code in bounded time and memory."""
+"""Guests that mean ill, on every backend that takes them: the defined exit code, bounded time and memory."""
 
 from __future__ import annotations
 
@@ -32,9 +32,13 @@ def run(folder: Path, text: str, width: int, backend: str, *options: str | Path)
 CRASHES = {
     "jump to nowhere": "mov eax, 0x3f000000; jmp rax",
     "invalid instruction, no table": "ud2",
-    "fault in every handler": "sub rsp, 16; mov dword ptr [rsp], -1; mov dword ptr [rsp+4], 0xb8000; lidt [rsp]; ud2",
+    "fault in every handler": (
+        "sub rsp, 16; mov dword ptr [rsp], -1; mov dword ptr [rsp+4], 0xb8000; lidt [rsp]; ud2"
+    ),
     "return to nowhere": "push 0x3f000000; ret",
-    "paging on over nothing": "mov rax, -1; mov cr3, rax; mov rax, cr0; or eax, 0x80000000; mov cr0, rax; nop",
+    "paging on over nothing": (
+        "mov rax, -1; mov cr3, rax; mov rax, cr0; or eax, 0x80000000; mov cr0, rax; nop"
+    ),
     "every bit of CR4": "mov rax, -1; mov cr4, rax; mov rax, cr0; or eax, 0x80000000; mov cr0, rax; ud2",
     "division by zero": "xor ecx, ecx; xor edx, edx; div ecx",
     "a task that is none": "mov eax, 0xfff8; ltr ax",
@@ -135,7 +139,8 @@ def calls(invoke: str, number: str, registers: tuple[str, ...], numbers: int) ->
     text = ""
     for value in WILD:
         loads = "".join(f"mov {register}, {value};" for register in registers)
-        text += f"xor ebp, ebp; at{value}: {loads} mov {number}, ebp; {invoke}; inc ebp; cmp ebp, {numbers}; jne at{value};"
+        text += f"xor ebp, ebp; at{value}: {loads} mov {number}, ebp; {invoke};"
+        text += f"inc ebp; cmp ebp, {numbers}; jne at{value};"
     return text + "cli; hlt"
 
 
@@ -164,7 +169,8 @@ def test_wild_hypercalls_of_lguest(number: int, tmp_path: Path) -> None:
     """Each in a guest of its own: lguest ends a guest at the first pointer that is none."""
     text = ""
     for value in WILD:
-        text += f"mov eax, {number}; mov ebx, {value}; mov edx, {value}; mov ecx, {value}; mov esi, {value}; int 0x1f;"
+        text += "".join(f"mov {register}, {value};" for register in ("ebx", "ecx", "edx", "esi"))
+        text += f"mov eax, {number}; int 0x1f;"
     ended = run(tmp_path, text + "cli; hlt", 32, "lguest")
     assert ended.code in (0, 4, 5), ended.err
 
