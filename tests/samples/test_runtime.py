@@ -18,6 +18,8 @@ RUNS = [
     ("kvm-x86_64", "kvm"),
     ("lguest-i386", "lguest"),
     ("vmi-i386", "vmi"),
+    ("xen-i386", "xen"),
+    ("xen-x86_64", "xen"),
 ]
 
 

@@ -9,6 +9,7 @@ from runtime.backends.xen.construction import hidden_frames
 from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.model import XenHypervisor
 from runtime.backends.xen.ring1.model import RING1_PAGES, XenRing1
+from runtime.boot.model import BootKind
 
 if TYPE_CHECKING:
     from runtime.machine import Machine
@@ -33,9 +34,10 @@ class XenBackend:
         return max(hidden_frames(memory_size // PAGE_SIZE)[1], RING1_PAGES) * PAGE_SIZE
 
     def attach(self, machine: Machine) -> XenHypervisor:
-        """A patched image is a native guest; any other has to be one of Xen's own. The domain is built when
-        the image is loaded."""
-        if machine.patched is not None and machine.image.width == 32:
+        """An unpatched image with a Xen entry is one of Xen's own guests; any other is a native one. The
+        domain is built when the image is loaded."""
+        own = machine.patched is None and BootKind.XEN_PV in machine.image.entries
+        if machine.image.width == 32 and not own:
             return XenRing1(machine)
         return XenHypervisor(machine)
 

@@ -127,6 +127,7 @@ class XenRing1(XenHypervisor):
         super().__init__(machine)
         self.width = 32
         self._call_exits: Counter[str] = Counter()
+        self._patched = machine.patched is not None
         self.pin = _ControllerPin(self)
         self._missed = MissedSites(RingOneSites(self))
         self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
@@ -187,13 +188,13 @@ class XenRing1(XenHypervisor):
         self._finish_domain(shared_info)
 
     def _map_resident(self, base: int, shared_info: int, xen_gdt: int) -> None:
-        """The domain's pages below Xen's hole, and Xen's GDT in it."""
-        for index in range(RESIDENT_PAGES):
+        """The domain's pages below Xen's hole, and Xen's GDT in it, which privilege 1 could write to."""
+        for index in range(RESIDENT_PAGES if self._patched else 0):
             is_code = index < CODE_PAGES
             physical = shared_info if index == SHARED_PAGE else base + index * PAGE
             self.shadow.map_host(HOLE + index * PAGE, physical, writable=not is_code, executable=is_code)
         for page, mfn in ((0, self._gdt_frame), (FIRST_RESERVED_GDT_PAGE, xen_gdt)):
-            self.shadow.map_host(GDT + page * PAGE, mfn * PAGE, writable=True, executable=False)
+            self.shadow.map_host(GDT + page * PAGE, mfn * PAGE, writable=False, executable=False)
 
     def _finish_domain(self, shared_info: int) -> None:
         machine, domain = self.machine, self.domain
@@ -216,14 +217,15 @@ class XenRing1(XenHypervisor):
         return call_page() if width == 32 else None
 
     def start(self, entry: EntryState) -> EntryState:
-        """The domain begins in the resident code, on the table that maps everything to itself."""
+        """The domain begins in the resident code, on the table that maps everything to itself; an image that
+        is not patched begins at its own entry, as if privilege 1 were enough for it."""
         base = self.machine.memory.size
         write_resident(self.machine.memory.whole, base, entry, self._gdt_frame * PAGE, self._console_port)
         self.domain.virtual_cr4 = 0
         self.shadow.set_root(base + IDENTITY_PAGE * PAGE)
         flat = FLAT[32]
         return replace(
-            EntryState(rip=resident().labels[BOOT_ADDRESS_NAME]),
+            EntryState(rip=resident().labels[BOOT_ADDRESS_NAME] if self._patched else entry.rip),
             registers=entry.registers,
             rflags=fl.IF | 2,
             cr0=CR0,
@@ -278,7 +280,7 @@ class XenRing1(XenHypervisor):
                 not event.error_code or instruction.mnemonic in (Mnemonic.RETF, Mnemonic.IRETD)
             ):
                 self.machine.stats.miss(self.emulator.name(instruction), self._linear())
-                if self._missed.carry_out(instruction):
+                if self._patched and self._missed.carry_out(instruction):
                     return True
         return super()._answered(event)
 
@@ -291,7 +293,7 @@ class XenRing1(XenHypervisor):
         if self.machine.cpu.cpl != USER:
             self.machine.stats.miss(site.mnemonic, site.address)
             instruction = self.emulator.decode()
-            return instruction is not None and self._missed.carry_out(instruction)
+            return self._patched and instruction is not None and self._missed.carry_out(instruction)
         return False
 
     def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
