@@ -6,11 +6,9 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iced_x86 import Mnemonic
-
 from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.native.missed import MissedSites
+from runtime.backends.xen.native.missed import MissedSites, is_far_transfer
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
@@ -45,8 +43,6 @@ SILENT = frozenset({
     "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
 })  # fmt: skip
 """Sensitive instructions that do not trap at privilege 3."""
-_TRANSFERS = frozenset({Mnemonic.RETF, Mnemonic.IRETD, Mnemonic.IRETQ, Mnemonic.JMP, Mnemonic.CALL})
-"""They fault for a selector that only the guest's own table has."""
 _PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 
 
@@ -110,7 +106,9 @@ class NativeHypervisor(TranslatedDomain):
         base = 0 if cpu.code_width == 64 else int(cpu.state.segments[fl.CS].base)
         linear = base + int(cpu.state.rip)
         instruction = None if self.is_own_code(linear) else decode_at(cpu, self.emulator.linear)
-        if instruction is None or (error_code and instruction.mnemonic not in _TRANSFERS):
+        if instruction is None or not (
+            is_far_transfer(instruction) or (instruction.is_privileged and not error_code)
+        ):
             return False
         self.machine.stats.miss(mnemonic_name(instruction), linear)
         return self._patched and self._missed.carry_out(instruction)

@@ -25,7 +25,7 @@ from runtime.deprivileged.instructions import mnemonic_name
 if TYPE_CHECKING:
     from runtime.backends.xen.native.model import TranslatedDomain
 
-__all__ = ["MissedSites"]
+__all__ = ["MissedSites", "is_far_transfer"]
 
 _LOADABLE = fl.ARITHMETIC | fl.DF | fl.TF | fl.NT | fl.AC | 1 << 21
 _PUSHES = {Code.PUSHFW: 2, Code.PUSHFD: 4, Code.PUSHFQ: 8}
@@ -36,6 +36,16 @@ _FAR_POINTERS = {
     Code.CALL_M1632: ("far_call", 4), Code.CALL_M1664: ("far_call", 8),
 }  # fmt: skip
 """Far transfers through memory: the call that does it, and the size of the pointer's offset."""
+
+
+def is_far_transfer(instruction: Instruction) -> bool:
+    """Far jumps, calls and returns fault for selectors that only the guest's own tables have."""
+    return (
+        instruction.mnemonic in (Mnemonic.RETF, Mnemonic.IRETD, Mnemonic.IRETQ)
+        or instruction.code in _FAR_POINTERS
+        or instruction.is_jmp_far
+        or instruction.is_call_far
+    )
 
 
 def _needs_no_moves(call: Call, form: Form, width: int) -> bool:
