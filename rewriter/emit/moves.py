@@ -12,7 +12,7 @@ from rewriter.emit.operands import Address, HalfOfResult, Immediate, InMemory, I
 __all__ = ["in_place", "load_all", "load_source", "push_source", "reads"]
 
 TABLE_BASE = 3
-"""Bytes of a table base at 16-bit operand size; a fourth is in the operand and not looked at (SDM 2A, LGDT)."""
+"""Bytes of a table base at 16-bit operand size; the operand has a fourth that is not read (SDM 2A, LGDT)."""
 
 
 def in_place(number: int, source: Source) -> bool:

@@ -28,6 +28,8 @@ class _Implausible:
     """The content of implausible.toml."""
 
     codes: frozenset[int]
+    anywhere: frozenset[int]
+    """Those of `codes` that are no better inside a function."""
     filler: frozenset[bytes]
     wrong_width: frozenset[bytes]
 
@@ -35,9 +37,11 @@ class _Implausible:
 @cache
 def _implausible() -> _Implausible:
     data = tomllib.loads(files("rewriter.scan").joinpath("implausible.toml").read_text(encoding="utf-8"))
-    codes = {code for pattern in data["codes"] for code in codes_matching(pattern)}
+    anywhere = {code for pattern in data["codes"] for code in codes_matching(pattern)}
+    by_hand = {code for pattern in data["by_hand"] for code in codes_matching(pattern)}
     return _Implausible(
-        frozenset(codes),
+        frozenset(anywhere | by_hand),
+        frozenset(anywhere),
         frozenset(bytes.fromhex(row) for row in data["bytes"]),
         frozenset(bytes.fromhex(row) for row in data["wrong_width_32"]),
     )
@@ -109,6 +113,20 @@ class BlockDecoder:
                 return
             yield instruction.copy()
             start += instruction.len
+
+    def boundaries(self, start: int, end: int, width: int) -> list[int]:
+        """Starts of the instructions that fill [start, end) exactly; empty when something else does."""
+        signs = _implausible()
+        found: list[int] = []
+        address = start
+        for instruction in self.instructions(start, end, width):
+            if instruction.code in signs.anywhere:
+                return []
+            if self.space.read_static(address, instruction.len) in signs.filler:
+                return []
+            found.append(address)
+            address = instruction.next_ip
+        return found if address == end else []
 
     def block(self, start: int, width: int, known: bytearray, region: Region, strict: bool = False) -> Block:
         """The block at `start`; `known` holds the lengths of instructions already found in `region`.

@@ -205,7 +205,7 @@ class Explorer:
             return True
         if self.lengths[region.index][address - region.vaddr]:
             return True
-        if self._is_object(address):
+        if self.is_object(address):
             self.rejected.add((address, width))
             return False
         self.wrong_width = False
@@ -226,7 +226,7 @@ class Explorer:
         )
         return [start for start, _ in found], [end for _, end in found]
 
-    def _is_object(self, address: int) -> bool:
+    def is_object(self, address: int) -> bool:
         """Whether a symbol says that the byte is data, which outweighs any guess."""
         starts, ends = self._objects
         index = bisect_right(starts, address) - 1
@@ -274,7 +274,7 @@ class Explorer:
                 region is None
                 or self.is_inside(current)
                 or (current, width) in self.rejected
-                or self._is_object(current)
+                or self.is_object(current)
                 or self.exhausted
             ):
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 from rewriter.image import Image
 from rewriter.scan.block import Edge
@@ -46,6 +47,9 @@ class Recursion:
         width = self.common_width()
         self.explorer.follow(Start(address, width) for address in symbols)
         self._settle()
+        for start, end in self._sized_functions():
+            self._sweep_plain_rest(start, end, width)
+        self._settle()
         self._guess((address, width) for address in relocation_addends(self.space))
         pointers = sorted(set(absolute_pointers(self.space)[1].tolist()))
         width = self.common_width()
@@ -88,6 +92,35 @@ class Recursion:
             self.explorer.follow([Start(address, width)])
             if not covered[offset]:
                 return
+
+    def _sized_functions(self) -> list[tuple[int, int]]:
+        """[start, end) of the functions whose symbol tells their size, none reaching into the next."""
+        sized = {s.address: s.size for s in self.image.symbols if s.kind == "function" and s.size}
+        starts = sorted(sized)
+        ends = [min(start + sized[start], following) for start, following in pairwise([*starts, 1 << 64])]
+        return list(zip(starts, ends, strict=True))
+
+    def _sweep_plain_rest(self, start: int, end: int, width: int) -> None:
+        """What no branch reaches inside a function with a size: code behind far transfers and returns.
+
+        Written by hand, such a function may hold data; so a gap counts only if it decodes without
+        a remainder up to what is known behind it, and no symbol calls any of it data.
+        """
+        region = self.space.find(start)
+        if region is None:
+            return
+        covered = self.explorer.covered[region.index]
+        low, high = start - region.vaddr, min(end, region.end) - region.vaddr
+        while (low := covered.find(0, low, high)) >= 0:
+            after = covered.find(1, low, high)
+            after = high if after < 0 else after
+            starts = self.explorer.decoder.boundaries(region.vaddr + low, region.vaddr + after, width)
+            if any(self.explorer.is_object(address) for address in starts):
+                starts = []
+            for address in starts:
+                if not covered[address - region.vaddr]:
+                    self.explorer.follow([Start(address, width)])
+            low = after
 
     def _settle(self) -> None:
         """Until nothing changes: switch tables, far jumps, and addresses that found code refers to."""

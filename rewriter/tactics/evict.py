@@ -22,6 +22,8 @@ class Evict:
         small = small_window(site, context, self.name)
         if isinstance(small, str):
             return small
+        if small.cave is not None:
+            return [small]
         size = context.reach.size(site.bits)
         for distance in range(1, 120):
             for start in (small.end + distance - 1, small.start - distance - 2 * size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewriter.tactics.caves import SHORT_JUMP, caves_near
+from rewriter.tactics.caves import SHORT_JUMP, caves_near, reachable
 from rewriter.tactics.protocol import Context, Patchable, Window
 from rewriter.tactics.window import Rules, search
 
@@ -21,6 +21,8 @@ class ShortJump:
         found = small_window(site, context, self.name)
         if isinstance(found, str):
             return found
+        if found.cave is not None:
+            return [found]
         size = context.reach.size(site.bits)
         cave = next(caves_near(context, found.start, size), None)
         if cave is None:
@@ -29,14 +31,30 @@ class ShortJump:
 
 
 def small_window(site: Patchable, context: Context, tactic: str) -> Window | str:
-    """The shortest window of at least 2 bytes around a site that touches no other window."""
+    """The shortest window of at least 2 bytes around a site that touches no other window.
+
+    One that swallows a small window whole takes over its cave.
+    """
     reason = "no room for a short jump"
     for rules in (Rules(), Rules(branches=True), Rules(preceding=True, branches=True, calls=True)):
         found = search(context, site, rules, tactic, SHORT_JUMP)
         if isinstance(found, str):
             reason = found
-        elif context.windows.overlapping(found.start, found.end):
-            reason = "its neighbours belong to another window"
-        else:
+            continue
+        met = context.windows.overlapping(found.start, found.end)
+        if not met:
             return found
+        if joined := _swallow(found, met):
+            return joined
+        reason = "its neighbours belong to another window"
     return reason
+
+
+def _swallow(found: Window, met: list[Window]) -> Window | None:
+    """The window with the cave of the only small one that it meets, which lies inside it."""
+    inner = met[0]
+    if len(met) > 1 or inner.cave is None or inner.start < found.start or inner.end > found.end:
+        return None
+    if found.start <= inner.cave < found.end or not reachable(found.start, inner.cave):
+        return None
+    return replace(found, cave=inner.cave)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rewriter.image import Image, Symbol
 from rewriter.scan import ScanResult, scan_image
 from tests.scan.images import BASE, flat_image, sectioned_image
 
@@ -86,6 +88,41 @@ def test_a_string_in_a_code_section_that_data_points_to_is_no_code() -> None:
     data = struct.pack("<I", BASE + 16)
     image = sectioned_image([(".text", text.ljust(64, b"\x90"), True), (".data", data, False)])
     assert kinds(scan_image(image)) == [(0, "hlt", 32)]
+
+
+def _with_symbols(text: bytes, *symbols: Symbol) -> Image:
+    return replace(sectioned_image([(".text", text, True)]), symbols=symbols)
+
+
+def test_code_behind_a_far_return_in_a_sized_function_is_found() -> None:
+    """push cs; push label; retf; label: cli; retf 8; sti; ret: what no branch names is code all the same."""
+    text = b"\x0e\x68" + struct.pack("<I", BASE + 7) + b"\xcb" + b"\xfa\xca\x08\x00\xfb\xc3"
+    image = _with_symbols(text + b"\xfa" * 3, Symbol("f", BASE, len(text), "function", True))
+    assert [offset for offset, kind, _ in kinds(scan_image(image)) if kind in ("cli", "sti")] == [7, 11]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"\xfa\x0f\x04\xff",  # no instruction
+        b"\xfa\x00\x00\xfa",  # zeros
+        b"in our lonely office",
+        b"\xfa\xfa\xb8",  # an instruction that the end of the function cuts
+    ],
+)
+def test_what_does_not_decode_to_the_end_of_its_function_is_data(rest: bytes) -> None:
+    text = b"\xfb\xcb" + rest
+    image = _with_symbols(text + b"\xff" * 8, Symbol("f", BASE, len(text), "function", True))
+    assert [kind for _, kind, _ in kinds(scan_image(image)) if kind in ("cli", "ins", "outs")] == []
+
+
+def test_an_object_inside_a_function_is_data() -> None:
+    text = b"\xfb\xcb" + b"\xfa" * 8 + b"\xf4\xc3"
+    symbols = (
+        Symbol("f", BASE, len(text), "function", True),
+        Symbol("table", BASE + 2, 8, "object", False),
+    )
+    assert "cli" not in [kind for _, kind, _ in kinds(scan_image(_with_symbols(text, *symbols)))]
 
 
 def test_sti_hlt_are_partners() -> None:
