@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.native.missed import MissedSites, is_far_transfer
+from runtime.backends.xen.native.missed import MissedSites, uses_selector
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
@@ -107,7 +107,7 @@ class NativeHypervisor(TranslatedDomain):
         linear = base + int(cpu.state.rip)
         instruction = None if self.is_own_code(linear) else decode_at(cpu, self.emulator.linear)
         if instruction is None or not (
-            is_far_transfer(instruction) or (instruction.is_privileged and not error_code)
+            uses_selector(instruction) or (instruction.is_privileged and not error_code)
         ):
             return False
         self.machine.stats.miss(mnemonic_name(instruction), linear)

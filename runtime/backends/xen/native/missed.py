@@ -19,13 +19,15 @@ from pvpatch.abi.spec import Call, Form, load_spec
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.native.resident import place_of
 from runtime.backends.xen.operands import Operands
+from runtime.backends.xen.selectors import FLAT
 from runtime.cpu import flags as fl
+from runtime.cpu.segments import Descriptor, load_cache
 from runtime.deprivileged.instructions import mnemonic_name
 
 if TYPE_CHECKING:
     from runtime.backends.xen.native.model import TranslatedDomain
 
-__all__ = ["MissedSites", "is_far_transfer"]
+__all__ = ["MissedSites", "uses_selector"]
 
 _LOADABLE = fl.ARITHMETIC | fl.DF | fl.TF | fl.NT | fl.AC | 1 << 21
 _PUSHES = {Code.PUSHFW: 2, Code.PUSHFD: 4, Code.PUSHFQ: 8}
@@ -36,10 +38,19 @@ _FAR_POINTERS = {
     Code.CALL_M1632: ("far_call", 4), Code.CALL_M1664: ("far_call", 8),
 }  # fmt: skip
 """Far transfers through memory: the call that does it, and the size of the pointer's offset."""
+_FAR_IMMEDIATES = {Code.JMP_PTR1632: "far_jump", Code.CALL_PTR1632: "far_call"}
 
 
-def is_far_transfer(instruction: Instruction) -> bool:
-    """Far jumps, calls and returns fault for selectors that only the guest's own tables have."""
+_SEGMENTS = {
+    Register.ES: fl.ES, Register.SS: fl.SS, Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
+}  # fmt: skip
+_LOADS = (Mnemonic.MOV, Mnemonic.POP)
+
+
+def uses_selector(instruction: Instruction) -> bool:
+    """Far transfers and loads of segment registers fault for selectors that only the guest's own tables have."""
+    if instruction.mnemonic in _LOADS and instruction.op0_kind == OpKind.REGISTER:
+        return instruction.op0_register in _SEGMENTS
     return (
         instruction.mnemonic in (Mnemonic.RETF, Mnemonic.IRETD, Mnemonic.IRETQ)
         or instruction.code in _FAR_POINTERS
@@ -80,10 +91,15 @@ class MissedSites:
                 return self._push_flags(instruction, _PUSHES[instruction.code])
             if instruction.code in _POPS:
                 return self._pop_flags(instruction, _POPS[instruction.code])
+            if instruction.mnemonic in _LOADS and instruction.op0_register in _SEGMENTS:
+                return self._load_selector(instruction)
             if instruction.mnemonic == Mnemonic.MOV:
                 return self._show_selector(instruction)
             if instruction.code in _FAR_POINTERS:
                 return self._far_pointer(instruction, *_FAR_POINTERS[instruction.code])
+            if instruction.code in _FAR_IMMEDIATES:
+                target = instruction.far_branch_selector, instruction.far_branch32
+                return self._far(instruction, _FAR_IMMEDIATES[instruction.code], *target)
             if instruction.code == Code.RETFQ_IMM16:
                 self._move_return(instruction.immediate16)
             elif instruction.op_count:
@@ -139,9 +155,40 @@ class MissedSites:
                 address += operands.register(register) * scale if register != Register.NONE else 0
         address &= (1 << 64) - 1
         offset, selector = model.domain.space.word(address, size), model.domain.space.word(address + size, 2)
+        return self._far(instruction, name, selector, offset)
+
+    def _far(self, instruction: Instruction, name: str, selector: int, offset: int) -> bool:
         for item in (selector, offset):
-            self._push(item, model.machine.cpu.code_width // 8)
+            self._push(item, self._model.machine.cpu.code_width // 8)
         return self._enter(next(call for call in load_spec().calls if call.name == name), instruction)
+
+    def _load_selector(self, instruction: Instruction) -> bool:
+        """MOV or POP to a segment register: a data segment of the kernel's becomes Xen's flat one."""
+        model = self._model
+        cpu, state, space = model.machine.cpu, model.machine.cpu.state, model.domain.space
+        index, size = _SEGMENTS[instruction.op0_register], cpu.code_width // 8
+        if instruction.mnemonic == Mnemonic.POP:
+            selector = space.word(int(state.gpr[fl.RSP]), 2)
+        elif instruction.op1_kind == OpKind.REGISTER:
+            selector = Operands(cpu, instruction).register(instruction.op1_register) & 0xFFFF
+        else:
+            return False
+        base = model.machine.memory.size
+        table = model.guest.load_u64(base + place_of("V_gdt_base"))
+        if selector < 4 or selector & 4 or selector | 7 > model.guest.load_u32(base + place_of("V_gdt_limit")):
+            return False
+        low, high = space.word(table + (selector & ~7), 4), space.word(table + (selector & ~7) + 4, 4)
+        descriptor = Descriptor(low, high)
+        if not descriptor.is_writable_data or not descriptor.present or selector & 3 > descriptor.dpl:
+            return False
+        model.guest.store_u32(base + place_of("V_segments") + 4 * index, selector)
+        start = descriptor.base if index in (fl.FS, fl.GS) else 0
+        load_cache(cpu, index, FLAT[64]["kernel_ss"], start, 0xFFFFFFFF, 0x00C0F300)
+        if index == fl.GS:
+            model.guest.store_u64(base + place_of("P_gs"), start)
+        state.gpr[fl.RSP] += size if instruction.mnemonic == Mnemonic.POP else 0
+        state.rip = instruction.next_ip
+        return True
 
     def _show_selector(self, instruction: Instruction) -> bool:
         """MOV from CS or SS to a register: the virtual selector."""
