@@ -20,6 +20,7 @@ MAX_ORDER = 9
 """The largest extents of a domain without devices, as a power of two pages (CONFIG_DOMU_MAX_ORDER)."""
 M2P_EXTENT_BYTES = 2 << 20
 M2P_SIZE = {32: 0x0A60_0000, 64: 1 << 38}
+M2P_COMMANDS = ("machphys_mfn_list", "machphys_mapping")
 RESERVATIONS = ("increase_reservation", "decrease_reservation", "populate_physmap")
 
 
@@ -33,6 +34,8 @@ def memory_op(domain: Domain, arguments: Sequence[int]) -> int | Continue:
         return _reservation(domain, command & COMMAND_MASK, start, address)
     if name == "exchange":
         return _exchange(domain, command, address)
+    if domain.translated and name in M2P_COMMANDS:
+        return -ERRNO.EOPNOTSUPP
     simple = {
         "maximum_ram_page": lambda: domain.frames.frames,
         "current_reservation": lambda: _count(domain, address, domain.current_pages),

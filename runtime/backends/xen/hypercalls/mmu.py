@@ -96,8 +96,8 @@ def _one_update(domain: Domain, request: bytes) -> None:
     command = pointer & COMMAND_BITS
     if command == MACHPHYS:
         mfn = pointer >> 12
-        if not domain.frames.owned(mfn):
-            raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
+        if domain.translated or not domain.frames.owned(mfn):
+            raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} has no entry that is the domain's")
         domain.set_pfn_of(mfn, value)
     elif command in (NORMAL, PRESERVE_AD, NO_TRANSLATE):
         domain.tables.write_entry(pointer & ~COMMAND_BITS, value, preserve_ad=command == PRESERVE_AD)

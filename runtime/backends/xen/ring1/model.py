@@ -158,9 +158,9 @@ class XenRing1(XenHypervisor):
         self.shadow = ShadowMmu(machine.memory, self.guest, shadow_base, SHADOW_PAGES, cpu.flush_tlb)
         shared_info = frames.allocate(XEN) * PAGE
         frames.share(shared_info // PAGE)
-        self._gdt_frame, xen_gdt = frames.allocate(DOMAIN), frames.allocate(XEN)
-        frames.references[self._gdt_frame] += 1  # the GDT itself holds it: it can never be given back
-        frames.set_type(self._gdt_frame, PageType.SEGMENT)
+        self.gdt_frame, xen_gdt = frames.allocate(DOMAIN), frames.allocate(XEN)
+        frames.references[self.gdt_frame] += 1  # the GDT itself holds it: it can never be given back
+        frames.set_type(self.gdt_frame, PageType.SEGMENT)
         for selector, descriptor in XEN_GDT[32].items():
             at = xen_gdt * PAGE + selector - FIRST_RESERVED_GDT_PAGE * PAGE
             memory.store(at, descriptor.to_bytes(8, "little"))
@@ -193,7 +193,7 @@ class XenRing1(XenHypervisor):
             is_code = index < CODE_PAGES
             physical = shared_info if index == SHARED_PAGE else base + index * PAGE
             self.shadow.map_host(HOLE + index * PAGE, physical, writable=not is_code, executable=is_code)
-        for page, mfn in ((0, self._gdt_frame), (FIRST_RESERVED_GDT_PAGE, xen_gdt)):
+        for page, mfn in ((0, self.gdt_frame), (FIRST_RESERVED_GDT_PAGE, xen_gdt)):
             self.shadow.map_host(GDT + page * PAGE, mfn * PAGE, writable=False, executable=False)
 
     def _finish_domain(self, shared_info: int) -> None:
@@ -202,7 +202,7 @@ class XenRing1(XenHypervisor):
         port = domain.events.allocate(Channel("interdomain", listener=self.ring.serve))
         self._console_port = port
         self.ring.connect(machine.memory.size + CONSOLE_PAGE * PAGE, lambda: domain.events.notify(port))
-        domain.gdt_frames, domain.gdt_entries = [self._gdt_frame], 512
+        domain.gdt_frames, domain.gdt_entries = [self.gdt_frame], 512
         domain.upcall_mask = True
         domain.publish_time()
         domain.set_wallclock()
@@ -220,7 +220,7 @@ class XenRing1(XenHypervisor):
         """The domain begins in the resident code, on the table that maps everything to itself; an image that
         is not patched begins at its own entry, as if privilege 1 were enough for it."""
         base = self.machine.memory.size
-        write_resident(self.machine.memory.whole, base, entry, self._gdt_frame * PAGE, self._console_port)
+        write_resident(self.machine.memory.whole, base, entry, self.gdt_frame * PAGE, self._console_port)
         self.domain.virtual_cr4 = 0
         self.shadow.set_root(base + IDENTITY_PAGE * PAGE)
         flat = FLAT[32]
