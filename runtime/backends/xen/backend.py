@@ -8,6 +8,7 @@ from runtime.backends import Capabilities
 from runtime.backends.xen.construction import hidden_frames
 from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.model import XenHypervisor
+from runtime.backends.xen.native.hypervisor import NATIVE_HIDDEN, NativeHypervisor
 from runtime.backends.xen.ring1.model import RING1_PAGES, XenRing1
 from runtime.boot.model import BootKind
 
@@ -31,15 +32,16 @@ class XenBackend:
 
     def hidden_memory(self, memory_size: int) -> int:
         """The M2P table, the hole's page tables, and Xen's heap."""
-        return max(hidden_frames(memory_size // PAGE_SIZE)[1], RING1_PAGES) * PAGE_SIZE
+        frames = max(hidden_frames(memory_size // PAGE_SIZE)[1], RING1_PAGES)
+        return max(frames * PAGE_SIZE, NATIVE_HIDDEN)
 
     def attach(self, machine: Machine) -> XenHypervisor:
         """An unpatched image with a Xen entry is one of Xen's own guests; any other is a native one. The
         domain is built when the image is loaded."""
         own = machine.patched is None and BootKind.XEN_PV in machine.image.entries
-        if machine.image.width == 32 and not own:
-            return XenRing1(machine)
-        return XenHypervisor(machine)
+        if own:
+            return XenHypervisor(machine)
+        return XenRing1(machine) if machine.image.width == 32 else NativeHypervisor(machine)
 
 
 BACKEND = XenBackend()
