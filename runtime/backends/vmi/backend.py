@@ -132,8 +132,16 @@ class VmiHypervisor(Hypervisor):
         """A privileged instruction faulted: expected from our own code, a missed site elsewhere."""
         if self.is_own_code(linear):
             return False
-        self.machine.stats.miss(mnemonic_name(insn), linear)
-        return self._patched and self._carry_out(insn)
+        name = mnemonic_name(insn)
+        self.machine.stats.miss(name, linear)
+        if self._patched:
+            return self._carry_out(insn)
+        if self._entry is None or self.machine.cpu.state.idt.limit:
+            return False
+        self.machine.crash(
+            f"{name} at {linear:#x} faults at privilege 1: the image is not patched and never calls VMI_Init"
+        )
+        return True
 
     def on_watched(self, site: Site) -> bool:
         """A silently sensitive instruction in the kernel's code runs: nothing else intercepts it."""

@@ -25,7 +25,7 @@ class VmiCall:
     """`c`: EAX, ECX, EDX and the flags; `flags`: the flags."""
     relocation: str
     bad: str
-    """What wild arguments meet: `fault`, `killed`, `ignored`, `masked`, or nothing."""
+    """What wild arguments meet: `fault`, `killed`, `ignored`, `masked`, `later`, or nothing."""
 
 
 @dataclass(frozen=True)
