@@ -8,17 +8,31 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pvpatch.abi.comparison import comparison
 from pvpatch.abi.document import ROW_HEAD, call_rows, document
 from pvpatch.abi.header import c_header
 from pvpatch.abi.reference import reference
 from pvpatch.report.outfile import write_output
+from pvpatch.report.tables import WIDE, table
 
 __all__ = ["abi_app"]
 
 abi_app = typer.Typer(help="The unified ABI: list, C header, reference.", no_args_is_help=True)
+
+
+def _show(rows: list[tuple[str, ...]]) -> None:
+    """A table; on a narrow terminal without group, kind and flags."""
+    console = Console()
+    hidden = () if console.width >= WIDE else ("group", "kind", "flags")
+    kept = [index for index, name in enumerate(ROW_HEAD) if name not in hidden]
+    names = [ROW_HEAD[index] for index in kept]
+    shown = table(*names, title="The unified paravirt ABI", numbers=("number",), whole=("name", "kind"))
+    for row in rows:
+        shown.add_row(*(row[index] for index in kept))
+    console.print(shown)
+    if hidden:
+        console.print(f"[dim]a wider terminal also shows {', '.join(hidden)}[/]")
 
 
 @abi_app.command("list")
@@ -33,10 +47,7 @@ def list_calls(
     if json_file == "-":
         return
     if sys.stdout.isatty():
-        table = Table(*ROW_HEAD, title="The unified paravirt ABI")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
+        _show(rows)
         return
     widths = [max(len(row[column]) for row in [ROW_HEAD, *rows]) for column in range(len(ROW_HEAD))]
     for row in [ROW_HEAD, *rows]:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pvpatch.report.outfile import write_output
+from pvpatch.report.tables import WIDE, table
 from runtime.backends import Capabilities, all_backends
 
 __all__ = ["BACKENDS_SCHEMA", "backends_command"]
@@ -58,7 +58,13 @@ def backends_command(
         for one in found:
             print(f"{one.name}\t{_privilege(one)}\t{one.memory}\t{one.time_source}\t{one.summary}")
         return
-    table = Table("backend", "guest kernel at", "memory", "time behind the ABI", "what it is")
+    console = Console()
+    wide = console.width >= WIDE
+    shown = table(
+        *("backend", "guest kernel at", "page tables", *(("time",) if wide else ()), "what it is"),
+        whole=("backend", "guest kernel at", "page tables"),
+    )
     for one in found:
-        table.add_row(one.name, _privilege(one).replace(", ", "\n"), one.memory, one.time_source, one.summary)
-    Console().print(table)
+        time = (one.time_source,) if wide else ()
+        shown.add_row(one.name, _privilege(one).replace(", ", "\n"), one.memory, *time, one.summary)
+    console.print(shown)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from pvpatch.abi.errors import ImageError, UsageError
 from pvpatch.guests import Guest, build_initramfs, cached, fetch, guest, guests
 from pvpatch.guests.initramfs import DEFAULT_SCRIPT
 from pvpatch.report.outfile import write_output
+from pvpatch.report.tables import WIDE, table
 
 __all__ = ["guests_app"]
 
@@ -27,10 +27,19 @@ def list_guests() -> None:
         for entry in guests():
             print(f"{entry.name}\t{entry.source}\t{_state(entry)}\t{entry.summary}")
         return
-    table = Table("guest", "package", "in the cache", "what it is")
+    console = Console()
+    wide = console.width >= WIDE
+    shown = table(
+        *("guest", "fetched version", *(("package",) if wide else ()), "what it is"),
+        whole=("guest", "fetched version"),
+    )
     for entry in guests():
-        table.add_row(entry.name, entry.source, _state(entry), entry.summary)
-    Console().print(table)
+        found = cached(entry.name)
+        package = (entry.source,) if wide else ()
+        shown.add_row(entry.name, found.version if found is not None else "-", *package, entry.summary)
+    console.print(shown)
+    hint = "`pvpatch guests fetch NAME` gets one with apt, `pvpatch guests path NAME` says where it lies"
+    console.print(f"\n{hint}", highlight=False)
 
 
 @guests_app.command("fetch")

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pvpatch.report.tables import WIDE, table
 from rewriter.image import Image
 from rewriter.scan import ScanResult, Site
 
@@ -104,9 +105,37 @@ def render_scan_text(image: Image, result: ScanResult) -> str:
 
 
 def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None:
-    """Tables for a terminal."""
-    console.print(f"[bold]{image.path.name}[/]  {image.kind}, {image.bits} bits, {len(result.sites)} sites")
-    regions = Table("region", "address", "bytes", "found by", "instructions", "code bytes", title="Searched")
+    """Tables for a terminal, the most important figure last, and what to do with it."""
+    console.print(_regions(result, console.width >= WIDE))
+    console.print()
+    console.print(_kinds(result))
+    console.print()
+    others = table("by", "value", "sites", title="Totals", numbers=("sites",))
+    for name in ("section", "dialect", "width"):
+        for value, count in result.totals(_TOTALS[name]).items():
+            others.add_row(name, value, f"{count:,}")
+    console.print(others)
+    console.print()
+    for text in result.interfaces:
+        console.print(f"declares {text}", highlight=False)
+    called = sum(1 for site in result.sites if site.call)
+    console.print(
+        f"[bold]{image.path.name}[/]: {image.kind}, {len(result.sites):,} sites, "
+        f"{called:,} of them have an ABI call; `pvpatch patch` turns them into it",
+        highlight=False,
+    )
+    if not result.complete:
+        console.print("[bold red]incomplete: the search stopped at its work limit[/]")
+
+
+def _regions(result: ScanResult, wide: bool) -> Table:
+    more = ("code bytes",) if wide else ()
+    regions = table(
+        *("region", "address", "bytes", "found by", "instructions", *more),
+        title="Searched",
+        numbers=("bytes", "instructions", *more),
+        whole=("region", "address", "found by"),
+    )
     for region in result.regions:
         regions.add_row(
             region.name,
@@ -114,24 +143,21 @@ def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None
             f"{region.size:,}",
             region.method,
             f"{region.instructions:,}",
-            f"{region.code_bytes:,}",
+            *((f"{region.code_bytes:,}",) if wide else ()),
         )
-    console.print(regions)
-    kinds = Table("kind", "sites", "without privilege", "ABI calls", title="Sites by kind")
-    kinds.columns[1].justify = "right"
+    return regions
+
+
+def _kinds(result: ScanResult) -> Table:
+    kinds = table(
+        *("kind", "sites", "without privilege", "ABI calls"),
+        title="Sites by kind",
+        numbers=("sites",),
+        whole=("kind", "without privilege"),
+    )
     for kind, count in result.totals(_TOTALS["kind"]).items():
         chosen = [site for site in result.sites if site.kind == kind]
         effects = sorted({site.effect for site in chosen if site.effect})
         calls = sorted({site.call for site in chosen if site.call})
         kinds.add_row(kind, f"{count:,}", ", ".join(effects), ", ".join(calls) or "[dim]none[/]")
-    console.print(kinds)
-    others = Table("by", "value", "sites", title="Totals")
-    others.columns[2].justify = "right"
-    for name in ("section", "dialect", "width"):
-        for value, count in result.totals(_TOTALS[name]).items():
-            others.add_row(name, value, f"{count:,}")
-    console.print(others)
-    for text in result.interfaces:
-        console.print(f"declares {text}")
-    if not result.complete:
-        console.print("[bold red]incomplete: the search stopped at its work limit[/]")
+    return kinds

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.cli.command import COMMAND, SECONDS, environment
 
-__all__ = ["Terminal", "plain"]
+__all__ = ["Terminal", "lines", "plain"]
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]")
 
@@ -24,6 +24,11 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]")
 def plain(text: str) -> str:
     """What a person reads: no escape sequences, no carriage returns."""
     return _ESCAPES.sub("", text).replace("\r", "")
+
+
+def lines(text: str) -> list[str]:
+    """The lines that remain to be seen: a carriage return starts a line anew."""
+    return [line.rstrip("\r").split("\r")[-1] for line in _ESCAPES.sub("", text).split("\n")]
 
 
 class Terminal:
