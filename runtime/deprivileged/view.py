@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import MemoryRange, PageFault, Translation
 
 __all__ = ["ShadowView"]

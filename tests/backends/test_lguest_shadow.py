@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import GuestMemory, MemoryRange, PageFault, translate
 
 RAM = 4 << 20

@@ -28,11 +28,11 @@ from runtime.backends.lguest.resident import (
     write_identity_table,
     write_resident,
 )
-from runtime.backends.lguest.shadow import PAGE
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
 from runtime.deprivileged.missed import MissedSites
+from runtime.deprivileged.shadow import PAGE
 
 if TYPE_CHECKING:
     import iced_x86

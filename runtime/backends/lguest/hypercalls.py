@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.lguest.errors import GuestKilled
 from runtime.backends.lguest.interface import Shutdown
-from runtime.backends.lguest.shadow import PAGE
+from runtime.deprivileged.shadow import PAGE
 
 if TYPE_CHECKING:
     from runtime.backends.lguest.model import LguestModel

@@ -22,13 +22,13 @@ from runtime.backends.lguest.hypercalls import Hypercalls
 from runtime.backends.lguest.interface import HostBuild, interface
 from runtime.backends.lguest.interrupts import Interrupts
 from runtime.backends.lguest.launcher import Launcher
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.lguest.space import GuestSpace
 from runtime.backends.lguest.traps import SharedPage, Traps
 from runtime.boot import EntryState
 from runtime.boot.model import FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.devices.rtc import DEFAULT_EPOCH
 from runtime.machine import Machine
 from runtime.memory import MemoryRange, PageFault

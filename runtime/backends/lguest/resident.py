@@ -8,21 +8,31 @@ that paging is off.
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pvpatch.abi.asm import assemble
-from pvpatch.abi.layout import VCPU_PAGE_SIZE, vcpu_page
-from pvpatch.abi.page import bare_slots, build_page
+from pvpatch.abi.layout import vcpu_page
+from pvpatch.abi.page import build_page
 from pvpatch.abi.spec import load_spec
 from runtime.backends.lguest.descriptors import GUEST_PRIVILEGE
 from runtime.backends.lguest.interface import ABI_HOST, interface
-from runtime.backends.slotfile import SlotFile, read_slot_file
+from runtime.backends.slotfile import SlotFile
 from runtime.boot.model import EntryState
-from runtime.cpu import flags as fl
+from runtime.deprivileged.ring1.guestside import (
+    CallerIndex,
+    far_slots,
+    first_values,
+    place_variables,
+    source,
+    trap_stubs,
+    vcpu_symbols,
+    write_first_values,
+    write_identity_table,
+    write_vcpu_page,
+)
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -47,7 +57,6 @@ HOLE = 0xFFC0_0000
 PAGE = 4096
 CODE_PAGES = 6
 _STUB_OFFSET = 4 * PAGE
-_STUB_SIZE = 16
 _OPEN_OFFSET = 5 * PAGE
 """Code that may be interrupted lies behind everything else: the quiet range is one range."""
 _OPEN_ROUTINE = "safe_send"
@@ -55,22 +64,11 @@ _VCPU, _LGUEST_DATA, _PRIVATE, _STACK, IDENTITY_PAGE = range(CODE_PAGES, CODE_PA
 RESIDENT_PAGES = CODE_PAGES + 5
 BOOT_ADDRESS_NAME = "boot"
 
-_SOURCES = (
-    "words32.s", "slots32.s", "flags32.s", "registers32.s", "tables32.s", "segments32.s",
-    "transfers32.s", "io32.s", "time32.s", "traps32.s", "host32.s", "boot32.s",
-)  # fmt: skip
-_PLAIN_BARE = frozenset({"abi_query", "pte_write", "table_alloc", "table_release", "descriptor_write"})
-"""Calls for which the bare page's code is right at any privilege."""
 _FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
 _FLAT_CODE = ABI_HOST.kernel_code << 3 | GUEST_PRIVILEGE
 _FLAT_DATA = ABI_HOST.kernel_data << 3 | GUEST_PRIVILEGE
 _GUEST_ENTRIES = min(ABI_HOST.owned)
 """Entries of the real GDT that mirror the guest's."""
-_BOOT_WORDS = ("eax", "ecx", "edx", "ebx", "esp", "esi")
-_LAR_TYPES = sum(1 << kind for kind in (1, 2, 3, 4, 5, 9, 11, 12))
-_LSL_TYPES = sum(1 << kind for kind in (1, 2, 3, 9, 11))
-"""System descriptor types that LAR and LSL accept (SDM vol. 2)."""
-
 _MESSAGES = {
     "OFF": "the guest powered off",
     "RESTART": "the guest restarts",
@@ -81,20 +79,9 @@ _MESSAGES = {
 }
 
 _VARIABLES: tuple[tuple[str, int], ...] = (
-    *((f"S_{name}", 4) for name in (
-        "eax", "ecx", "edx", "ebx", "esi", "ds", "vector", "error", "nested", "eip", "cs", "flags",
-        "user", "esp", "ss", "offset", "selector",
-    )),
-    ("P_return", 16), ("P_near", 4), ("P_ds", 4), ("P_eax", 4), ("P_site", 8),
-    ("P_old_if", 4), ("P_old_flags", 4), ("P_nt", 4), ("P_synced", 4),
-    ("P_tr_base", 4), ("P_ldt_base", 4), ("P_ldt_limit", 4), ("P_boot_code", 4), ("P_boot_data", 4),
-    ("P_pic_expects", 8), ("P_pic_base", 8), ("P_pat", 8), ("P_debug", 32),
-    ("P_deadline", 8), ("P_armed", 4), ("P_alarm_vector", 4), ("P_wall", 8),
-    ("P_lar_types", 4), ("P_lsl_types", 4), ("P_identity", 4), ("P_lguest_data", 4), ("P_private", 4),
-    *((f"B_{name}", 4) for name in (*_BOOT_WORDS, "entry")),
-    ("P_gdt_copy", 32 * 8), ("P_text", 256),
+    ("P_wall", 8), ("P_lguest_data", 4), ("P_private", 4), ("P_gdt_copy", 32 * 8), ("P_text", 256),
 )  # fmt: skip
-"""Private variables and their sizes in bytes."""
+"""Private variables of our own and their sizes in bytes."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +95,9 @@ class Resident:
     messages: Mapping[str, int]
 
 
+@functools.cache
 def _variables() -> dict[str, int]:
-    places, at = {}, 0
-    for name, size in _VARIABLES:
-        places[name] = at
-        at += size
-    return places
+    return place_variables(_VARIABLES)
 
 
 def place_of(name: str) -> int:
@@ -137,7 +121,7 @@ def _page_symbols(variables: Mapping[str, int], messages: Mapping[str, int]) -> 
     symbols = {name: HOLE + _PRIVATE * PAGE + offset for name, offset in variables.items()}
     shared = HOLE + _LGUEST_DATA * PAGE
     symbols |= {f"LD_{name}": shared + offset for name, (offset, _) in known.fields.items()}
-    symbols |= {f"V_{field.name}": HOLE + _VCPU * PAGE + field.offset for field in vcpu_page().fields}
+    symbols |= vcpu_symbols(HOLE + _VCPU * PAGE)
     symbols |= {f"HC_{call.name}": number for number, call in known.hypercalls.items()}
     symbols |= {f"MESSAGE_{name}": offset for name, offset in messages.items()}
     symbols |= {
@@ -155,21 +139,10 @@ def _page_symbols(variables: Mapping[str, int], messages: Mapping[str, int]) -> 
     return symbols
 
 
-def _stub(vector: int, common: int) -> bytes:
-    """PUSH error code (where hardware pushes none); PUSH vector and kind; JMP common."""
-    known = interface()
-    own = known.first_vector <= vector <= known.first_vector + known.controller_interrupt
-    has_code = vector in fl.HAS_ERROR_CODE
-    kind = vector | (0x100 if has_code else 0) | (0x200 if own else 0)
-    code = (b"" if has_code else b"\x6a\x00") + b"\x68" + kind.to_bytes(4, "little") + b"\xe9"
-    end = HOLE + _STUB_OFFSET + vector * _STUB_SIZE + len(code) + 4
-    return (code + ((common - end) & 0xFFFFFFFF).to_bytes(4, "little")).ljust(_STUB_SIZE, b"\xcc")
-
-
 @functools.cache
 def _source() -> SlotFile:
     """The assembly text of all files, in order."""
-    return read_slot_file(*(Path(__file__).with_name(name) for name in _SOURCES))
+    return source(Path(__file__).parent, ("host", "boot"))
 
 
 @functools.cache
@@ -177,7 +150,7 @@ def resident() -> Resident:
     """Assemble the code; the same for every machine, since its places are linear addresses."""
     text = _source()
     variables = _variables()
-    messages = _messages(sum(size for _, size in _VARIABLES))
+    messages = _messages(variables["P_text"] + 256)
     symbols = _page_symbols(variables, messages)
     quiet = "\n".join(f"{name}:\n{body}" for name, body in text.routines.items() if name != _OPEN_ROUTINE)
     place = HOLE + _OPEN_OFFSET
@@ -189,7 +162,9 @@ def resident() -> Resident:
     open_code = assemble(text.routines[_OPEN_ROUTINE], 32, place, symbols | known_end)
     if len(built.code) > _STUB_OFFSET or open_code.labels["safe_point"] != symbols["safe_point"]:
         raise ValueError(f"the guest-side code takes {len(built.code)} bytes, {_STUB_OFFSET} are there")
-    stubs = b"".join(_stub(vector, labels["common"]) for vector in range(256))
+    first = interface().first_vector
+    own = range(first, first + interface().controller_interrupt + 1)
+    stubs = trap_stubs(HOLE + _STUB_OFFSET, labels["common"], own)
     code = (built.code.ljust(_STUB_OFFSET, b"\xcc") + stubs).ljust(_OPEN_OFFSET, b"\xcc") + open_code.code
     return Resident(code.ljust(CODE_PAGES * PAGE, b"\xcc"), labels, variables, messages)
 
@@ -201,25 +176,13 @@ _HALTS = frozenset({"halt", "safe_halt"})
 @functools.cache
 def call_page() -> bytes:
     """The 32-bit call page: short slots that enter the resident code by a far call."""
-    spec = load_spec()
-    text = _source()
-    labels, known = resident().labels, interface()
-    bare = bare_slots(32, spec)
-    slots = dict(text.slots)
-    for call in spec.calls:
-        name = call.name
-        if name in slots:
-            continue
-        if name not in text.routines:
-            if name in _PLAIN_BARE:
-                slots[name] = bare[name]
-            continue
-        request = "send_interrupts" if name in _TWO_RETURNS else "halt" if name in _HALTS else ""
-        slots[name] = f"lcall {_FLAT_CODE}, {labels[name]}\n ret"
-        if request:
-            number = known.number(request)
+    known = interface()
+    slots = far_slots(_source(), resident().labels, _FLAT_CODE)
+    for names, request in ((_TWO_RETURNS, "send_interrupts"), (_HALTS, "halt")):
+        number = known.number(request)
+        for name in names:
             slots[name] += f"\n push eax\n mov eax, {number}\n int {known.vector}\n pop eax\n ret"
-    features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
+    features = sum(1 << feature.bit for feature in load_spec().features if feature.name in _FEATURES)
     return build_page(32, BACKEND_ID, slots, features=features)
 
 
@@ -231,27 +194,13 @@ _SHARED_ROUTINES = {
 
 
 @functools.cache
-def _routine_starts() -> tuple[list[int], list[str]]:
-    text = _source()
-    placed = sorted((resident().labels[name], name) for name in text.routines)
-    return [start for start, _ in placed], [name for _, name in placed]
+def _callers() -> CallerIndex:
+    return CallerIndex(_source(), resident().labels, _SHARED_ROUTINES)
 
 
 def caller_of(linear: int) -> str | None:
     """The ABI call to whose code an address of the resident pages belongs, None for other code."""
-    if not HOLE <= linear < HOLE + CODE_PAGES * PAGE:
-        return None
-    starts, names = _routine_starts()
-    name = names[bisect.bisect_right(starts, linear) - 1]
-    name = _SHARED_ROUTINES.get(name, name)
-    return name if any(call.name == name for call in load_spec().calls) else None
-
-
-def write_identity_table(memory: MemoryRange, physical: int) -> None:
-    """A page directory of 4 MiB pages that maps every linear address to itself, for user mode too."""
-    present_write_user_large = 0xE7  # accessed and dirty as well
-    for index in range(1024):
-        memory.store_u32(physical + index * 4, index << 22 | present_write_user_large)
+    return _callers().find(linear) if HOLE <= linear < HOLE + CODE_PAGES * PAGE else None
 
 
 def write_resident(memory: MemoryRange, base: int, entry: EntryState) -> None:
@@ -259,14 +208,7 @@ def write_resident(memory: MemoryRange, base: int, entry: EntryState) -> None:
     built = resident()
     memory.store(base, built.code)
     write_identity_table(memory, base + IDENTITY_PAGE * PAGE)
-    vcpu = bytearray(VCPU_PAGE_SIZE)
-    for name, value in (
-        ("cr0", entry.cr0), ("cr3", entry.cr3), ("cr4", entry.cr4),
-        ("gdt_base", entry.gdt[0]), ("gdt_limit", entry.gdt[1]), ("idt_limit", 0xFFFF),
-    ):  # fmt: skip
-        field = vcpu_page()[name]
-        vcpu[field.offset : field.offset + field.total] = value.to_bytes(field.total, "little")
-    memory.store(base + _VCPU * PAGE, bytes(vcpu))
+    write_vcpu_page(memory, base + _VCPU * PAGE, entry)
     known = interface()
     data = bytearray(known.data_size)
     start, size = known.fields["hcall_status"]
@@ -277,23 +219,9 @@ def write_resident(memory: MemoryRange, base: int, entry: EntryState) -> None:
 
 def _write_private(memory: MemoryRange, base: int, built: Resident, entry: EntryState) -> None:
     page = base + _PRIVATE * PAGE
-    values = {
-        "P_boot_code": entry.code.selector & ~3,
-        "P_boot_data": entry.data.selector & ~3,
-        "P_identity": base + IDENTITY_PAGE * PAGE,
-        "P_lguest_data": base + _LGUEST_DATA * PAGE,
-        "P_private": page,
-        "P_lar_types": _LAR_TYPES,
-        "P_lsl_types": _LSL_TYPES,
-        "B_entry": entry.rip,
-    }
-    for name, value in values.items():
-        memory.store_u32(page + built.variables[name], value)
-    memory.store_u32(page + built.variables["P_pic_base"], 8)
-    memory.store_u32(page + built.variables["P_pic_base"] + 4, 0x70)
-    memory.store_u32(page + built.variables["P_debug"] + 24, 0xFFFF0FF0)
-    memory.store_u32(page + built.variables["P_debug"] + 28, 0x400)
-    memory.store_u64(page + built.variables["P_pat"], 0x0007_0406_0007_0406)
+    values = first_values(entry, base + IDENTITY_PAGE * PAGE)
+    values |= {"P_lguest_data": base + _LGUEST_DATA * PAGE, "P_private": page}
+    write_first_values(memory, page, built.variables, values)
     for name, text in _MESSAGES.items():
         memory.store(page + built.messages[name], text.encode() + b"\0")
 

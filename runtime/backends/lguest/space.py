@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.backends.lguest.errors import GuestKilled
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import MemoryRange, PageFault
 
 __all__ = ["GuestSpace"]

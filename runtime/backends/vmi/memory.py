@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.vmi.errors import GuestKilled
 from runtime.backends.vmi.interface import VmiInterface
 from runtime.cpu.linear import LinearMemory
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import MemoryRange
 
 __all__ = ["GuestTables", "LinearMapping"]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import iced_x86
 
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.vmi.calls import CallTable
 from runtime.backends.vmi.errors import GuestKilled
 from runtime.backends.vmi.interface import interface
@@ -26,6 +25,7 @@ from runtime.backends.vmi.timers import CycleCounters
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import CpuFault, Deliverer, Event
 from runtime.deprivileged.instructions import PortInstructions
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.machine import Machine
 from runtime.memory import MemoryRange, PageFault

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.backends.lguest.shadow import PAGE
 from runtime.backends.vmi.tables import KERNEL_PRIVILEGE
 from runtime.boot.model import EntryState, FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.segments import load_cache, update_modes
+from runtime.deprivileged.shadow import PAGE
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from iced_x86 import Code, Instruction
 
-from runtime.backends.lguest.shadow import ShadowMmu
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.emulate import Emulator, Ports
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.operands import Operands
 from runtime.cpu import flags as fl
 from runtime.cpu.vcpu import VCpu
+from runtime.deprivileged.shadow import ShadowMmu
 
 __all__ = ["TranslatedEmulator"]
 

@@ -16,7 +16,6 @@ from iced_x86 import Mnemonic
 
 from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends import Hypervisor
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.xen.console import ConsoleRing
 from runtime.backends.xen.construction import DOMID, TSC_HZ, XEN_GDT
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Domain
@@ -51,6 +50,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.missed import MissedSites
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import MemoryRange, PageFault
 
 if TYPE_CHECKING:

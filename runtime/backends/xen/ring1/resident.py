@@ -17,12 +17,12 @@ from pvpatch.abi.asm import assemble
 from pvpatch.abi.layout import VCPU_PAGE_SIZE, vcpu_page
 from pvpatch.abi.page import bare_slots, build_page
 from pvpatch.abi.spec import load_spec
-from runtime.backends import lguest
 from runtime.backends.slotfile import SlotFile, read_slot_file
 from runtime.backends.xen.layout import numbers, struct
 from runtime.backends.xen.selectors import FLAT
 from runtime.boot.model import EntryState
 from runtime.cpu import flags as fl
+from runtime.deprivileged import ring1
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -65,7 +65,7 @@ SHARED_FILES = (
     "slots32.s", "flags32.s", "registers32.s", "tables32.s", "segments32.s", "transfers32.s", "io32.s",
     "time32.s", "traps32.s",
 )  # fmt: skip
-"""What any kernel at privilege 1 needs: lguest's folder has these, and words32.s says them in Xen's terms."""
+"""What any kernel at privilege 1 needs, from the shared folder; words32.s says it in Xen's terms."""
 PLAIN_BARE = frozenset({"abi_query", "pte_write", "table_alloc", "table_release", "descriptor_write"})
 FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
 TWO_RETURNS = frozenset({"irq_enable", "irq_restore", "flags_write"})
@@ -177,7 +177,7 @@ def _stub(vector: int, common: int) -> bytes:
 @functools.cache
 def _source() -> SlotFile:
     """The assembly text of all files, in order: words first."""
-    here, shared = Path(__file__).parent, Path(lguest.__path__[0])
+    here, shared = Path(__file__).parent, Path(ring1.__path__[0])
     files = [
         here / "words32.s",
         *(shared / name for name in SHARED_FILES),

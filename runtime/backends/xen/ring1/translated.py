@@ -6,10 +6,10 @@ pinned or read-only, and only changes of the base and flushes are told. Stands i
 
 from __future__ import annotations
 
-from runtime.backends.lguest.shadow import PAGE, ShadowMmu
 from runtime.backends.xen.frames import FrameTable, PageType, XenError
 from runtime.backends.xen.layout import ERRNO
 from runtime.backends.xen.paging import HoleEntries, PageTables, Translation
+from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import PageFault
 
 __all__ = ["TranslatedTables"]

@@ -1,8 +1,8 @@
 # The ABI on Xen, i386: code of the guest's side, at the top of the linear address space.
 #
-# What stands between a native kernel and privilege 1 is the same as on lguest: the files with that name
-# there. This file and host32.s say it in Xen's terms: INT 0x82, shared_info and vcpu_info, event channels,
-# and privileged instructions that Xen carries out when they fault.
+# What stands between a native kernel and privilege 1 is the same on every such hypervisor: the files in
+# runtime/deprivileged/ring1. This file and host32.s say it in Xen's terms: INT 0x82, shared_info and
+# vcpu_info, event channels, and privileged instructions that Xen carries out when they fault.
 #
 # The guest's IF is LD_irq_enabled; Xen's event mask is only set while an upcall is being looked at. An
 # upcall that finds the guest with IF clear, or in this code, leaves LD_irq_pending for the next enabling

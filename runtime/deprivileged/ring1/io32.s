@@ -1,4 +1,4 @@
-# Ports (which fault, for the launcher), CPUID, MSRs and the TLB.
+# Ports (which fault, and are carried out outside), CPUID, MSRs and the TLB.
 
 .routine in8
   in al, dx
@@ -86,7 +86,7 @@ out8_go:
   out dx, al
   retf
 
-# lguest runs CPUID natively and leaves the masking to its guests.
+# CPUID runs natively; leaving out what a kernel at privilege 1 has not is up to us.
 .routine cpuid
   pushfd
   push eax

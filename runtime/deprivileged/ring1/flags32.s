@@ -1,4 +1,4 @@
-# The interrupt flag: answered from lguest_data and the vCPU page, with no exit unless something is pending.
+# The interrupt flag in a word of shared memory (LD_irq_enabled, LD_irq_pending): no exit unless something is pending.
 
 .routine irq_disable
   FLAT_IN
