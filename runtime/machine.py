@@ -125,7 +125,7 @@ class Machine:
         """What the backend watches, and port access by user code: the emulator ignores IOPL."""
         return Watcher(
             self.cpu,
-            self.linear,
+            self.hypervisor.code_reader(),
             self.hypervisor.watched(),
             self._watched,
             self.hypervisor.is_own_code,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from runtime.boot.model import EntryState
     from runtime.cpu.cpuid import CpuidAnswer
     from runtime.cpu.delivery import Event
-    from runtime.cpu.watch import Site
+    from runtime.cpu.watch import CodeReader, Site
     from runtime.machine import Machine
 
 __all__ = ["Backend", "Capabilities", "Hypervisor", "all_backends", "backend_named"]
@@ -139,6 +139,10 @@ class Hypervisor:
     def watched(self) -> frozenset[str]:
         """What this guest is watched for, if not everything that the capabilities name."""
         return self.machine.capabilities.watched
+
+    def code_reader(self) -> CodeReader:
+        """How the watcher reads code: by the CPU's page tables, unless this hypervisor has a shorter way."""
+        return self.machine.linear
 
     def is_own_code(self, address: int) -> bool:
         """True for linear addresses of the hypervisor's own guest-side code, which is not watched."""

@@ -8,16 +8,17 @@ translated, and so examined, again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import iced_x86
 
 from runtime.cpu import flags as fl
-from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 
-__all__ = ["Site", "Watcher"]
+__all__ = ["CodeReader", "Site", "Watcher"]
 
 _MNEMONIC_NAMES: dict[int, str] = {
     value: name.lower()
@@ -77,19 +78,30 @@ class Site:
         return iced_x86.Decoder(self.width, self.code, ip=self.address).decode()
 
 
+NOTHING = b"(?!)"
+"""A pattern that matches nowhere."""
+
+
+class CodeReader(Protocol):
+    """Reads code by linear address."""
+
+    def try_read(self, linear: int, length: int) -> bytes:
+        """As much as is mapped of `length` bytes."""
+
+
 class _Wanted:
     """A set of mnemonics with the bytes that give them away."""
 
     def __init__(self, mnemonics: frozenset[str]) -> None:
         self.mnemonics = mnemonics
-        self._needles: tuple[bytes, ...] = ()
         self._certain = all(name in _OPCODE_BYTES for name in mnemonics)
-        if self._certain:
-            self._needles = tuple({needle for name in mnemonics for needle in _OPCODE_BYTES[name]})
+        needles = sorted({needle for name in mnemonics for needle in _OPCODE_BYTES.get(name, ())})
+        pattern = b"|".join(map(re.escape, needles)) or NOTHING
+        self._search = re.compile(pattern, re.DOTALL).search
 
     def possible(self, code: bytes) -> bool:
         """False if `code` cannot hold any of the instructions."""
-        return not self._certain or any(needle in code for needle in self._needles)
+        return not self._certain or self._search(code) is not None
 
 
 class Watcher:
@@ -102,7 +114,7 @@ class Watcher:
     def __init__(
         self,
         cpu: VCpu,
-        memory: LinearMemory,
+        memory: CodeReader,
         mnemonics: frozenset[str],
         reached: Callable[[Site], bool],
         exempt: Callable[[int], bool],
@@ -117,6 +129,8 @@ class Watcher:
         self._level = 0 if mnemonics else 1
         self._sites: dict[int, Site] = {}
         self._stale: list[tuple[int, int]] = []
+        self._clean: dict[int, tuple[_Wanted, bytes]] = {}
+        """Blocks in which there was nothing, by address: code is translated more than once."""
         cpu.on_new_block(self._examine, self._level)
 
     def before_run(self) -> None:
@@ -153,13 +167,14 @@ class Watcher:
             return
         code = self._memory.try_read(address, size)
         wanted = self._outer if self._cpu.cpl else self._inner
-        if not wanted.possible(code):
+        if not wanted.possible(code) or self._clean.get(address) == (wanted, code):
             return
-        found = False
+        found, nothing = False, True
         for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
             name = _name_of(instruction)
             if name not in wanted.mnemonics:
                 continue
+            nothing = False
             offset = instruction.ip - address
             site = Site(instruction.ip, code[offset : offset + instruction.len], name, self._cpu.code_width)
             if self._sites.get(site.address) == site:
@@ -168,6 +183,8 @@ class Watcher:
                 self._cpu.on_instruction(site.address, lambda where=site.address: self._arrive(where))  # type: ignore[misc]
                 found = True
             self._sites[site.address] = site
+        if nothing:
+            self._clean[address] = (wanted, code)
         if found:
             self._stale.append((address, address + size))
             self._cpu.request_stop()

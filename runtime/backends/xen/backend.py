@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from runtime.backends import Capabilities
 from runtime.backends.xen.construction import hidden_frames
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.model import XenHypervisor
+from runtime.backends.xen.model import XenHypervisor, is_own_guest
 from runtime.backends.xen.native.hypervisor import NATIVE_HIDDEN, NativeHypervisor
 from runtime.backends.xen.ring1.model import RING1_PAGES, XenRing1
-from runtime.boot.model import BootKind
 
 if TYPE_CHECKING:
     from runtime.machine import Machine
@@ -38,8 +37,7 @@ class XenBackend:
     def attach(self, machine: Machine) -> XenHypervisor:
         """An unpatched image with a Xen entry is one of Xen's own guests; any other is a native one. The
         domain is built when the image is loaded."""
-        own = machine.patched is None and BootKind.XEN_PV in machine.image.entries
-        if own:
+        if is_own_guest(machine):
             return XenHypervisor(machine)
         return XenRing1(machine) if machine.image.width == 32 else NativeHypervisor(machine)
 

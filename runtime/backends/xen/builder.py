@@ -96,13 +96,14 @@ class _Builder:
 
     def put(self, pseudo: int, data: bytes) -> None:
         """Write at a pseudo-physical address. Raises ImageError beyond the domain's memory."""
-        while data:
-            pfn, offset = divmod(pseudo, PAGE_SIZE)
+        done = 0
+        while done < len(data):
+            pfn, offset = divmod(pseudo + done, PAGE_SIZE)
             if pfn >= len(self.plan.p2m):
                 raise ImageError("the kernel does not fit into the domain's memory", "give more --memory")
-            here = min(len(data), PAGE_SIZE - offset)
-            self.memory.store(self.plan.p2m[pfn] * PAGE_SIZE + offset, data[:here])
-            pseudo, data = pseudo + here, data[here:]
+            here = min(len(data) - done, PAGE_SIZE - offset)
+            self.memory.store(self.plan.p2m[pfn] * PAGE_SIZE + offset, data[done : done + here])
+            done += here
 
     def pages(self, count: int) -> int:
         """The next `count` frames; the first one."""

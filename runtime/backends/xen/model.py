@@ -7,9 +7,11 @@ emulation); here they are tied to the machine's hooks. Nothing here knows of the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import ImageError
 from runtime.backends import Hypervisor
+from runtime.backends.xen.code import CodePages
 from runtime.backends.xen.construction import Construction, Wiring
 from runtime.backends.xen.cpuid import pv_cpuid
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Domain
@@ -28,7 +30,11 @@ from runtime.cpu.delivery import Event
 from runtime.cpu.segments import load_cache, update_modes
 from runtime.outcome import Outcome
 
-__all__ = ["DomainCpu", "XenHypervisor"]
+if TYPE_CHECKING:
+    from runtime.cpu.watch import CodeReader
+    from runtime.machine import Machine
+
+__all__ = ["DomainCpu", "XenHypervisor", "is_own_guest"]
 
 HYPERCALLS = names("hypercall")
 IRET = numbers("hypercall")["iret"]
@@ -46,6 +52,11 @@ UPCALL_MASK_WORD = 0x100
 """upcall_mask is the second byte of vcpu_info."""
 
 
+def is_own_guest(machine: Machine) -> bool:
+    """Is the image one of Xen's own guests, as it is?"""
+    return machine.patched is None and BootKind.XEN_PV in machine.image.entries
+
+
 class DomainCpu:
     """The CPU as hypercalls use it."""
 
@@ -55,6 +66,7 @@ class DomainCpu:
 
     def set_page_table(self, root: int) -> None:
         """pv32 runs in compatibility mode: its L3 goes into the first slot of an L4 of Xen's own."""
+        self._model.code.forget()
         hole, memory = self._model.parts.hole, self._model.parts.memory
         if hole.monitor:
             memory.entries(hole.monitor)[0] = root | TABLE
@@ -62,6 +74,7 @@ class DomainCpu:
         self._cpu.write_control(3, root)
 
     def flush(self, address: int | None = None) -> None:
+        self._model.code.forget()
         self._cpu.flush_tlb()
 
     def set_task_switched(self, value: bool) -> None:
@@ -86,6 +99,14 @@ class XenHypervisor(Hypervisor):
     width: int
     _last_spurious = (0, -1)
 
+    def __init__(self, machine: Machine) -> None:
+        super().__init__(machine)
+        self.code = CodePages()
+
+    def code_reader(self) -> CodeReader:
+        """By the tables that Xen checked; a translated domain has none of those."""
+        return self.code if is_own_guest(self.machine) else self.machine.linear
+
     def load(self) -> EntryState:
         """Build the domain from an image with Xen's notes. Raises ImageError for any other image."""
         machine = self.machine
@@ -97,6 +118,7 @@ class XenHypervisor(Hypervisor):
         self.width = machine.image.width
         self.parts = Construction(machine, self.width, Wiring(DomainCpu(self), self._event_pending))
         self.domain = domain = self.parts.domain
+        self.code.serve(domain)
         self.traps = Traps(domain, machine.cpu)
         self.emulator = Emulator(domain, machine.cpu, machine, self.parts.write_hypercall_page)
         self.page_writes = PageTableWrites(domain, machine.cpu)

@@ -50,12 +50,16 @@ class Timers:
 
     def scale(self) -> tuple[int, int]:
         """(mul, shift) such that ns = ((ticks << shift) * mul) >> 32, with mul in the upper half of u32."""
-        shift, mul = 0, (SECOND_NS << CYCLES_PER_NS_SHIFT) // self.tsc_hz
-        while mul >= 1 << 32:
-            shift, mul = shift + 1, mul >> 1
-        while mul < 1 << 31:
-            shift, mul = shift - 1, mul << 1
-        return mul, shift
+        shift = 0
+        while self._mul(shift) >= 1 << 32:
+            shift += 1
+        while self._mul(shift) < 1 << 31:
+            shift -= 1
+        return self._mul(shift), shift
+
+    def _mul(self, shift: int) -> int:
+        """2**32 times the ns of a tick, for ticks that are shifted left by `shift` first."""
+        return (SECOND_NS << CYCLES_PER_NS_SHIFT - shift) // self.tsc_hz
 
     def time_info(self, version: int) -> bytes:
         """struct vcpu_time_info at this moment, under an even version number."""
