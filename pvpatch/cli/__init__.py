@@ -35,7 +35,6 @@ COMMANDS = {
 
 def build(wanted: str | None = None) -> typer.Typer:
     """The application with one command, or with all of them for any other word (help, a typing error)."""
-    gc.set_threshold(_GC_THRESHOLD)
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -59,5 +58,6 @@ def build(wanted: str | None = None) -> typer.Typer:
 
 def main() -> None:
     """The entry of the `pvpatch` command."""
+    gc.set_threshold(_GC_THRESHOLD)
     wanted = sys.argv[1] if len(sys.argv) > 1 else None
     sys.exit(guarded(lambda: build(wanted)(prog_name="pvpatch")))

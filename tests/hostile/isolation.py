@@ -15,16 +15,18 @@ from typing import BinaryIO
 
 from pvpatch.cli import build
 from pvpatch.cli.failures import guarded
-from tests.cli.command import ADDRESS_SPACE, Finished, checked
+from tests.cli.command import Finished, checked
 
 __all__ = ["Isolated", "isolated"]
 
 APP = build()
 """Put together once, so that each forked child has it already."""
 
+ADDRESS_SPACE = 4 << 30
+"""Bytes of address space that a command may add to what the tests have already."""
 CPU_SECONDS = 60
 PEAK_MEMORY = 1 << 30
-"""Bytes of resident memory that no bad input may exceed."""
+"""Bytes of resident memory that no bad input may add."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,17 @@ class Isolated(Finished):
     peak: int
 
 
+def _address_space() -> int:
+    """Bytes that this process has mapped: a forked child starts with all of its parent's (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _mapped() -> tuple[int, int]:
+    """Address space and resident memory of this process, in bytes."""
+    total, resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[:2]
+    return int(total) * resource.getpagesize(), int(resident) * resource.getpagesize()
+
+
 def _child(command: Callable[[], object], out: BinaryIO, err: BinaryIO, memory: int) -> None:
     """Never returns."""
     code = 99
@@ -43,7 +56,8 @@ def _child(command: Callable[[], object], out: BinaryIO, err: BinaryIO, memory: 
         os.dup2(err.fileno(), 2)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        limit = _address_space() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         code = guarded(command)
@@ -68,6 +82,7 @@ def _wait(child: int) -> tuple[int, resource.struct_rusage]:
 def isolated(*arguments: str | Path, memory: int = ADDRESS_SPACE) -> Isolated:
     """Run a command; the result is checked as everywhere, and its peak memory besides."""
     words = [str(argument) for argument in arguments]
+    before = _mapped()[1]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
@@ -76,7 +91,9 @@ def isolated(*arguments: str | Path, memory: int = ADDRESS_SPACE) -> Isolated:
         for stream in (out, err):
             stream.seek(0)
         text = err.read().decode("utf-8", "replace")
-        ended = Isolated(code, out.read(), text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        ended = Isolated(
+            code, out.read(), text, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 - before
+        )
     checked(ended)
     assert ended.peak < PEAK_MEMORY, f"{ended.peak >> 20} MiB"
     return ended
