@@ -12,7 +12,6 @@ from pvpatch.abi.spec import load_spec
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
-from runtime.backends.lguest.launcher import mnemonic_name
 from runtime.backends.lguest.missed import LguestSites
 from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
 from runtime.backends.lguest.resident import (
@@ -31,6 +30,7 @@ from runtime.backends.lguest.resident import (
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.instructions import mnemonic_name
 from runtime.deprivileged.missed import MissedSites
 from runtime.deprivileged.shadow import PAGE
 
