@@ -12,6 +12,7 @@ from runtime.backends.xen.native.missed import MissedSites, uses_selector
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
+    CONSOLE_PORT,
     HOLE,
     LINE_PORT,
     LOW_HOLE,
@@ -58,6 +59,8 @@ class NativeHypervisor(TranslatedDomain):
             descriptor_page=page_of("gdt") // PAGE_SIZE,
             shared_page=page_of("shared") // PAGE_SIZE,
             line_port=LINE_PORT,
+            console_page=page_of("console") // PAGE_SIZE,
+            console_port=CONSOLE_PORT,
         )
         machine.capabilities = replace(machine.capabilities, watched=SILENT)
         super().__init__(machine, placement)

@@ -48,7 +48,7 @@ _LOADS = (Mnemonic.MOV, Mnemonic.POP)
 
 
 def uses_selector(instruction: Instruction) -> bool:
-    """Far transfers and loads of segment registers fault for selectors that only the guest's own tables have."""
+    """Far transfers and segment loads fault for selectors that only the guest's own tables have."""
     if instruction.mnemonic in _LOADS and instruction.op0_kind == OpKind.REGISTER:
         return instruction.op0_register in _SEGMENTS
     return (
@@ -63,7 +63,8 @@ def _needs_no_moves(call: Call, form: Form, width: int) -> bool:
     """True if every argument and result already is in the call's own register."""
     if form.next or form.ops or form.also or form.pops:
         return False
-    homes = {item.name: item.registers(32)[0] for item in (*call.args, *call.results) if item.registers(width)}
+    values = [item for item in (*call.args, *call.results) if item.registers(width)]
+    homes = {item.name: item.registers(32)[0] for item in values}
     return all(source == f"reg:{homes.get(name)}" for name, source in (*form.args, *form.results))
 
 
@@ -175,7 +176,8 @@ class MissedSites:
             return False
         base = model.machine.memory.size
         table = model.guest.load_u64(base + place_of("V_gdt_base"))
-        if selector < 4 or selector & 4 or selector | 7 > model.guest.load_u32(base + place_of("V_gdt_limit")):
+        limit = model.guest.load_u32(base + place_of("V_gdt_limit"))
+        if selector < 4 or selector & 4 or selector | 7 > limit:
             return False
         low, high = space.word(table + (selector & ~7), 4), space.word(table + (selector & ~7) + 4, 4)
         descriptor = Descriptor(low, high)

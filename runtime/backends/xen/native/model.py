@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from iced_x86 import Instruction, Mnemonic, Register
 
+from runtime.backends.xen.console import ConsoleRing
 from runtime.backends.xen.construction import DOMID, TSC_HZ, XEN_GDT
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Domain
 from runtime.backends.xen.emulate import Emulator
@@ -52,7 +53,7 @@ PER_DOMAIN = 0xFFFF_8200_0000_0000
 _NULL_PAGE, _XEN_GDT_PAGE = 0, 1
 HOST_PAGES = 2 + SHADOW_PAGES
 """Xen's private pages: an empty one, its part of the GDT, and the shadow tables."""
-HOLE_START = 0xFFFF_8000_0000_0000
+HOLE_START, HOLE_END = 0xFFFF_8000_0000_0000, 0xFFFF_8800_0000_0000
 _REAL_CR0 = 0x8001_0033
 """PG, WP, NE, ET, MP, PE."""
 _GUEST_CR0 = 0x1002E
@@ -78,6 +79,17 @@ class Placement:
     """Number of the page that is shared_info."""
     line_port: int
     """Event channel of the 8259s."""
+    console_page: int
+    """Number of the page that is the console ring."""
+    console_port: int
+    """Event channel of the console ring."""
+
+
+class _TranslatedState(Domain):
+    """A domain without a machine-to-phys table: frame numbers are its own already."""
+
+    def set_pfn_of(self, mfn: int, pfn: int) -> None:
+        """Nothing is kept."""
 
 
 class _ShadowedCpu:
@@ -138,7 +150,8 @@ class _NativeEmulator(Emulator):
     def _write_control(self, number: int, value: int) -> bool:
         cpu = self.cpu
         if number == 0:
-            cpu.write_control(0, int(cpu.state.cr[0]) & ~_GUEST_CR0 & 0xFFFFFFFF | value & _GUEST_CR0 | _CR0_WP)
+            kept = int(cpu.state.cr[0]) & ~_GUEST_CR0 & 0xFFFFFFFF
+            cpu.write_control(0, kept | value & _GUEST_CR0 | _CR0_WP)
             self.model.shadow.set_write_protect(bool(value & _CR0_WP))
             return True
         if number == 4:
@@ -177,9 +190,9 @@ class TranslatedDomain(XenHypervisor):
             frames.give(mfn, DOMAIN)
         tables = TranslatedTables(frames, self.shadow)
         shared = machine.memory.size + self.placement.shared_page * PAGE_SIZE
-        first_own = min((a for a in self.placement.linear if a >= HOLE_START), default=0xFFFF_8800_0000_0000)
-        hole = (HOLE_START, first_own - 1)
-        self.domain = domain = Domain(
+        own = [linear for linear in self.placement.linear if linear >= HOLE_START]
+        hole = (HOLE_START, min(own, default=HOLE_END) - 1)
+        self.domain = domain = _TranslatedState(
             width=64,
             domid=DOMID,
             memory=memory,
@@ -202,6 +215,10 @@ class TranslatedDomain(XenHypervisor):
         domain.timers.fired = domain.timer_fired
         domain.timers.watchdog_barked = lambda: machine.crash("the guest's watchdog timed out")
         domain.events.ports[self.placement.line_port] = Channel("virq", virq=-1)
+        ring, port = ConsoleRing(memory, machine.console.write), self.placement.console_port
+        page = machine.memory.size + self.placement.console_page * PAGE_SIZE
+        ring.connect(page, lambda: domain.events.notify(port))
+        domain.events.ports[port] = Channel("interdomain", listener=ring.serve)
 
     def _map_own_pages(self) -> None:
         placement, size = self.placement, self.machine.memory.size
@@ -312,7 +329,7 @@ class TranslatedDomain(XenHypervisor):
     # -- traps -----------------------------------------------------------------------------------
 
     def _hypercall64(self) -> None:
-        """Leaving to code that is being stepped through: the first step is its first instruction, not ours."""
+        """Leaving to code that is stepped through: the first step is its first instruction, not ours."""
         super()._hypercall64()
         state = self.machine.cpu.state
         self._first_step = int(state.rip) if self.machine.cpu.rflags & fl.TF else -1

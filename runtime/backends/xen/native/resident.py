@@ -20,6 +20,7 @@ from pvpatch.abi.layout import vcpu_page
 from pvpatch.abi.page import bare_slots, build_page
 from pvpatch.abi.spec import load_spec
 from runtime.backends.slotfile import SlotFile, read_slot_file
+from runtime.backends.xen.console import OUT_CONS, OUT_PROD
 from runtime.backends.xen.layout import PAGE_SIZE, numbers, struct
 from runtime.backends.xen.selectors import FLAT
 from runtime.boot.model import EntryState
@@ -29,6 +30,7 @@ from runtime.memory import MemoryRange
 __all__ = [
     "BACKEND_ID",
     "CODE_PAGES",
+    "CONSOLE_PORT",
     "HOLE",
     "LOW_HOLE",
     "RESIDENT_PAGES",
@@ -50,7 +52,7 @@ LOW_HOLE = 0xFFE0_0000
 CODE_PAGES = 8
 _STUBS, _TRAPS = 5 * PAGE_SIZE, 6 * PAGE_SIZE
 _STUB_SIZE = 16
-_PAGES = ("vcpu", "private", "gdt", "stack", "shared", "identity", "identity_low")
+_PAGES = ("vcpu", "private", "gdt", "stack", "shared", "console", "identity", "identity_low")
 RESIDENT_PAGES = CODE_PAGES + len(_PAGES)
 _SOURCES = ("words64.s", "tables64.s", "traps64.s", "transfers64.s")
 _FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
@@ -62,8 +64,8 @@ _MASKS_EVENTS = 4
 _LAR_TYPES = sum(1 << kind for kind in (2, 9, 11, 12))
 _LSL_TYPES = sum(1 << kind for kind in (2, 9, 11))
 """System descriptor types that LAR and LSL accept in long mode (SDM vol. 2)."""
-LINE_PORT = 63
-"""The event channel by which the pair of 8259s is heard; the builder binds it."""
+LINE_PORT, CONSOLE_PORT = 63, 62
+"""The event channels of the pair of 8259s and of the console ring; the builder binds them."""
 
 _MESSAGES = {
     "TRIPLE": "triple fault: an exception could not be delivered, nor could the double fault\n",
@@ -78,10 +80,10 @@ _VARIABLES: tuple[tuple[str, int], ...] = (
     )),
     ("P_frame", 72), ("P_mmuext", 72), ("P_invlpg", 24), ("P_one_trap", 32), ("P_poll", 24),
     ("P_bind_timer", 16), ("P_sysenter_callback", 16), ("P_gdt_frame", 8), ("P_gdt_physical", 8),
-    ("P_identity", 8), ("P_entry", 8), ("P_events", 8), ("P_timer_port", 8), ("P_line_port", 8), ("P_pic", 16),
-    ("P_star", 8), ("P_lstar", 8), ("P_cstar", 8), ("P_fmask", 8), ("P_gs", 8), ("P_kernel_gs", 8),
-    ("P_user_gs", 8), ("P_user_rsp", 8), ("P_sysenter_cs", 8), ("P_sysenter_esp", 8), ("P_sysenter_eip", 8),
-    ("P_pat", 8), ("P_aux", 8), ("P_tr_base", 8), ("P_ldt_base", 8), ("P_ldt_limit", 8), ("P_changed", 8),
+    ("P_identity", 8), ("P_entry", 8), ("P_events", 8), ("P_timer_port", 8), ("P_line_port", 8),
+    ("P_pic", 16), ("P_star", 8), ("P_lstar", 8), ("P_cstar", 8), ("P_fmask", 8), ("P_gs", 8),
+    ("P_kernel_gs", 8), ("P_user_gs", 8), ("P_user_rsp", 8), ("P_sysenter_cs", 8), ("P_sysenter_esp", 8),
+    ("P_sysenter_eip", 8), ("P_console_port", 8), ("P_pat", 8), ("P_aux", 8), ("P_tr_base", 8), ("P_ldt_base", 8), ("P_ldt_limit", 8), ("P_changed", 8),
     ("P_code_long", 8), ("P_raise_mask", 8), ("P_raise_error", 8), ("P_raise_vector", 8), ("P_raise_rip", 8),
     ("P_deadline", 8), ("P_armed", 8), ("P_alarm_vector", 8), ("P_alarm_masked", 8), ("P_alarm_held", 8),
     ("P_reason", 8),
@@ -166,7 +168,11 @@ def _symbols() -> dict[str, int]:
     symbols |= {f"PLACE_{name}": offset - page_of("vcpu") for name, offset in _variables().items()}
     symbols |= {f"HC_{name}": number for name, number in numbers("hypercall").items()}
     symbols |= {f"SCHED_{name}": number for name, number in numbers("sched").items()}
+    symbols |= {f"EVENT_{name}": number for name, number in numbers("event").items()}
     return symbols | {
+        "CONSOLE": HOLE + page_of("console"),
+        "RING_out_cons": OUT_CONS,
+        "RING_out_prod": OUT_PROD,
         "VARIABLES": HOLE + page_of("vcpu"),
         "STACK_TOP": HOLE + page_of("stack") + PAGE_SIZE,
         "STUBS": HOLE + _STUBS,
@@ -197,9 +203,8 @@ def _narrow_entry(name: str) -> str:
 
 def _narrow_calls() -> tuple[str, ...]:
     """Calls that 32-bit code reaches by a far call and that return."""
-    routines = _source().routines
-    return tuple(c.name for c in load_spec().calls if c.name in routines and c.kind == "call" and c.name not in
-                 ("far_call", "soft_int", "swapgs", "cr8_read", "cr8_write"))  # fmt: skip
+    there = set(_source().routines) - {"far_call", "soft_int", "swapgs", "cr8_read", "cr8_write"}
+    return tuple(call.name for call in load_spec().calls if call.kind == "call" and call.name in there)
 
 
 @functools.cache
@@ -313,6 +318,7 @@ def write_resident(memory: MemoryRange, base: int, entry: EntryState) -> None:
         "V_efer": 0x500 if entry.long_mode else 0,
         "P_code_long": 1 if entry.long_mode else 0,
         "P_entry": entry.rip, "P_identity": identity_root(base), "P_line_port": LINE_PORT,
+        "P_console_port": CONSOLE_PORT,
         "P_gdt_frame": (base + page_of("gdt")) // PAGE_SIZE, "P_gdt_physical": base + page_of("gdt"),
         "P_pat": 0x0007_0406_0007_0406,
     }  # fmt: skip

@@ -84,7 +84,7 @@ class ShadowMmu:
     def walk(
         self, root: int, linear: int, *, write: bool = False, user: bool = False, fetch: bool = False
     ) -> Translation:
-        """Walk the guest's tables from frame number `root`. Raises `PageFault` with the guest's error code."""
+        """Walk the guest's tables from frame `root`. Raises `PageFault` with the guest's error code."""
         return translate(
             self._guest,
             linear,
@@ -251,7 +251,8 @@ class ShadowMmu:
 
     def _clear_guest_leaves(self, table: int, cache: _Cache) -> None:
         """A lowest table that Xen's pages share with the guest's."""
-        first = next(number for (shift, number), found in cache.host_paths.items() if found == table and shift == 21)
+        paths = cache.host_paths.items()
+        first = next(number for (shift, number), found in paths if found == table and shift == 21)
         for index in range(512):
             linear = (first << 21) + index * PAGE
             word = self._words[(table >> 3) + index]

@@ -297,7 +297,7 @@ fast_leave:
   mov esi, 512
   syscall
   mov eax, HC_event_channel_op
-  mov edi, 1
+  mov edi, EVENT_bind_virq
   lea rsi, [rip+P_bind_timer]
   syscall
   mov eax, [rip+P_bind_timer+8]

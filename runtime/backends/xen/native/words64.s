@@ -653,17 +653,48 @@ unmask_none:
   popfq
   ret
 
+# Through the console ring; the back end takes everything that it is told of.
 .routine console_write
   pushfq
   SAVE
-  mov rsi, rdx
-  mov rdx, rax
-  mov edi, 0
-  mov eax, HC_console_io
+  mov rsi, rax
+  mov rdi, rdx
+write_more:
+  test rdi, rdi
+  je write_done
+  lea rcx, [rip+CONSOLE]
+  mov edx, [rcx+RING_out_prod]
+write_byte:
+  mov r10d, edx
+  and r10d, 2047
+  mov al, [rsi]
+  mov [rcx+r10+1024], al
+  inc rsi
+  inc edx
+  dec rdi
+  je write_flush
+  mov eax, edx
+  sub eax, [rcx+RING_out_cons]
+  cmp eax, 2048
+  jb write_byte
+write_flush:
+  mov [rcx+RING_out_prod], edx
+  push rsi
+  push rdi
+  mov eax, HC_event_channel_op
+  mov edi, EVENT_send
+  lea rsi, [rip+P_console_port]
   syscall
+  pop rdi
+  pop rsi
+  jmp write_more
+write_done:
   RESTORE
   mov rax, rdx
   popfq
+  ret
+.routine console_read
+  mov eax, 0
   ret
 
 .routine shutdown
@@ -682,16 +713,14 @@ end_now:
 
 # The end: RDI says why, a text that ends in a zero byte.
 .routine crash
-  mov rdx, rdi
-  mov esi, 0
+  mov edx, 0
 crash_length:
-  cmp byte ptr [rdx+rsi], 0
+  cmp byte ptr [rdi+rdx], 0
   je crash_say
-  inc rsi
+  inc rdx
   jmp crash_length
 crash_say:
-  mov edi, 0
-  mov eax, HC_console_io
-  syscall
+  mov rax, rdi
+  call console_write
   mov dword ptr [rip+P_reason], 3
   jmp end_now
