@@ -37,13 +37,9 @@ class Isolated(Finished):
     peak: int
 
 
-def _address_space() -> int:
-    """Bytes that this process has mapped: a forked child starts with all of its parent's (proc(5), statm)."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
 def _mapped() -> tuple[int, int]:
-    """Address space and resident memory of this process, in bytes."""
+    """Address space and resident memory of this process, in bytes (proc(5), statm); a forked child starts
+    with those of its parent."""
     total, resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[:2]
     return int(total) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
@@ -56,7 +52,7 @@ def _child(command: Callable[[], object], out: BinaryIO, err: BinaryIO, memory: 
         os.dup2(err.fileno(), 2)
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
-        limit = _address_space() + memory
+        limit = _mapped()[0] + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -193,5 +193,5 @@ def test_every_slot_of_the_call_page_with_nonsense(tmp_path: Path) -> None:
 def test_a_guest_in_a_small_address_space_is_refused_not_killed(tmp_path: Path) -> None:
     """Memory that the host does not have: exit code 5 and one line."""
     (tmp_path / "kernel").write_bytes(kernel("hlt"))
-    ended = isolated("run", tmp_path / "kernel", "--memory", "3072", memory=3 << 30)
+    ended = isolated("run", tmp_path / "kernel", "--memory", "3072", memory=2 << 30)
     assert ended.code == 5 and ended.err == "pvpatch: out of memory\n", ended.err
