@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from pvpatch.abi.errors import ImageError
 from pvpatch.report.outfile import outputs
 from pvpatch.report.patch import Cost, patch_json, render_patch_rich, render_patch_text
 from rewriter.emit.produce import Produced, patch_image
@@ -24,10 +26,19 @@ def _patch(path: Path) -> tuple[Image, Produced]:
     errors = Console(stderr=True)
     if not errors.is_terminal:
         image = open_image(path)
-        return image, patch_image(image)
+        return image, _patched(image, lambda _: None)
     with errors.status(f"opening {path.name}") as status:
         image = open_image(path)
-        return image, patch_image(image, progress=status.update)
+        return image, _patched(image, status.update)
+
+
+def _patched(image: Image, progress: Callable[[str], None]) -> Produced:
+    """`patch_image`, whose refusals then name the file."""
+    try:
+        return patch_image(image, progress)
+    except ImageError as error:
+        message = error.message.removeprefix(f"{image.path}: ")
+        raise ImageError(f"{image.path}: {message}", hint=error.hint) from error
 
 
 def _cost(started: float) -> Cost:
