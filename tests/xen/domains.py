@@ -115,8 +115,6 @@ def expected_counts(domain: Domain) -> tuple[Counter[int], Counter[int]]:
             hold(mfn)
     if domain.events.vcpu_info != domain.shared_info:
         hold(domain.events.vcpu_info >> 12)
-    for mapping in domain.grants.mappings.values():
-        hold(mapping.mfn) if not mapping.read_only else references.update([mapping.mfn])
     return references, types
 
 

@@ -320,6 +320,73 @@ def test_exchange_swaps_unused_frames_only() -> None:
     check_counts(domain)
 
 
+# -- grants ------------------------------------------------------------------------------------------
+
+
+def grant(domain: Domain, heap: int, mfn: int, flags: int) -> None:
+    """Set the table up and let entry 9 grant `mfn` to the domain itself."""
+    size = domain.width // 8
+    domain.space.write(heap, dwords(DOMID_SELF, 1, 0) + bytes(12))
+    list_at = heap + (16 if domain.width == 64 else 12)
+    domain.space.write(list_at, (heap + 256).to_bytes(size, "little"))
+    assert ask(domain, "grant_table_op", 2, heap, 1) == 0
+    table = domain.space.word(heap + 256, size) * PAGE_SIZE
+    domain.memory.store(table + 9 * 8, dwords(flags | domain.domid << 16, mfn))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_grant_to_oneself_is_mapped_and_unmapped(width: int) -> None:
+    domain, parts = make_domain(width)
+    heap = heap_address(parts)
+    target = heap + 2 * PAGE_SIZE
+    mfn = mfn_at(domain, heap + PAGE_SIZE)
+    old = mfn_at(domain, target)
+    grant(domain, heap, mfn, 1)
+
+    def operate(flags: int, reference: int = 9) -> int:
+        request = target.to_bytes(8, "little") + dwords(flags, reference, domain.domid, 0, 0, 0)
+        domain.space.write(heap, request)
+        assert ask(domain, "grant_table_op", 0, heap, 1) == 0
+        return int.from_bytes(domain.space.read(heap + 18, 2), "little", signed=True)
+
+    assert operate(2, reference=600) == -3
+    assert operate(0) == -3
+    assert operate(2) == 0
+    assert mfn_at(domain, target) == mfn
+    check_counts(domain)
+    handle = domain.space.word(heap + 20, 4)
+    domain.space.write(heap, target.to_bytes(8, "little") + bytes(8) + dwords(handle, 0))
+    assert ask(domain, "grant_table_op", 1, heap, 1) == 0
+    assert domain.space.word(heap + 20, 2) == 0
+    assert domain.tables.walk(domain.kernel_root, target) is None
+    assert ask(domain, "grant_table_op", 1, heap, 1) == 0
+    assert domain.space.word(heap + 20, 2) == (-4 & 0xFFFF)
+    assert domain.frames.owned(old)
+    check_counts(domain)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_granted_page_table_is_neither_mapped_writable_nor_copied_to(width: int) -> None:
+    domain, parts = make_domain(width)
+    heap = heap_address(parts)
+    root = domain.kernel_root
+    grant(domain, heap, root, 1)
+    before = domain.memory.load(root * PAGE_SIZE, PAGE_SIZE)
+    request = (heap + 2 * PAGE_SIZE).to_bytes(8, "little") + dwords(2, 9, domain.domid, 0, 0, 0)
+    domain.space.write(heap, request)
+    assert ask(domain, "grant_table_op", 0, heap, 1) == 0
+    assert domain.space.word(heap + 18, 2) == (-1 & 0xFFFF)
+    size = width // 8
+    pad = b"" if width == 32 else bytes(4)
+    source = mfn_at(domain, heap).to_bytes(size, "little") + dwords(domain.domid) + pad
+    target = (9).to_bytes(size, "little") + dwords(domain.domid) + pad
+    domain.space.write(heap, source + target + dwords(64 | 2 << 16, 0))
+    assert ask(domain, "grant_table_op", 5, heap, 1) == 0
+    assert domain.space.word(heap + 2 * len(source) + 4, 2) == (-1 & 0xFFFF)
+    assert domain.memory.load(root * PAGE_SIZE, PAGE_SIZE) == before
+    check_counts(domain)
+
+
 # -- store and console -----------------------------------------------------------------------------
 
 
