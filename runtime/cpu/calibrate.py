@@ -25,8 +25,9 @@ _TABLES, _CODE, _TOP = 0x1000, 0x2000, 0xC0000000
 _STEP = 64
 _MISS = 0xC0BAD123
 _LARGE_MASK = 0xFFFF_FFFF_FFC0_0000
-_SEARCH_BELOW = 0x10000
-_ENGINE_SIZE = 0x1000
+_SEARCH_BELOW = 0x8000
+"""Less than what the emulator's object holds before the registers: no other object is searched."""
+_ENGINE_SIZE = 0xC00
 _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _FILL = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
@@ -129,13 +130,17 @@ def _missed_address(scratch: _Scratch) -> int:
 
     scratch.uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
     scratch.hook(uc_const.UC_HOOK_TLB_FILL, _FILL(fill))
-    error = scratch.run(b"\xa1" + struct.pack("<I", _MISS) + b"\xf4", 0)
-    engine = ctypes.string_at(scratch.uc._uch.value, _ENGINE_SIZE)
-    wanted = struct.pack("<Q", _MISS)
-    places = [offset for offset in range(0, _ENGINE_SIZE, 8) if engine[offset : offset + 8] == wanted]
-    if error != uc_const.UC_ERR_EXCEPTION or len(places) != 1 or scratch.state.rip != scratch.start:
-        raise _refuse("a refused translation is reported differently")
-    return places[0]
+    places = set(range(0, _ENGINE_SIZE, 8))
+    for address in (_MISS, _MISS + 0x42, _MISS - 0x77):  # a stray copy of one does not follow the others
+        error = scratch.run(b"\xa1" + struct.pack("<I", address) + b"\xf4", 0)
+        if error != uc_const.UC_ERR_EXCEPTION or scratch.state.rip != scratch.start:
+            raise _refuse("a refused translation is reported differently")
+        engine = ctypes.string_at(scratch.uc._uch.value, _ENGINE_SIZE)
+        wanted = struct.pack("<Q", address)
+        places = {offset for offset in places if engine[offset : offset + 8] == wanted}
+    if len(places) != 1:
+        raise _refuse("the address of a refused translation is not found")
+    return places.pop()
 
 
 @cache

@@ -138,44 +138,74 @@ class CpuState(ctypes.Structure):
     old_exception: int
 
 
-_PROBE = 0x1D872B41_5A96C3E1
+_PROBES = (0x1D872B41_5A96C3E1, 0x76C3A90E_18F4D25B)
+"""Values for RAX and R15 that memory holds together nowhere else, but for copies of the structure."""
+_OTHER_VALUES = ((0x2C5A_71E9, 0x5F13_0B86), (0, 0))
+"""What the live structure, and no copy of it, shows when the registers change."""
+_R15 = 15 * 8
 _ENGINE_SCAN = 0x1000
 _CPU_SCAN = 0x20000
 
 
+def _set_pair(uc: Any, values: tuple[int, int]) -> None:
+    uc.reg_write(UC_X86_REG_RAX, values[0])
+    uc.reg_write(UC_X86_REG_R15, values[1])
+
+
+def _pair_at(handle: int, address: int) -> tuple[int, int]:
+    """RAX and R15, if the structure begins at `address`; (-1, -1) where no memory is."""
+    try:
+        raw = os.pread(handle, _R15 + 8, address)
+    except OSError:
+        return -1, -1
+    return int.from_bytes(raw[:8], "little"), int.from_bytes(raw[_R15:], "little")
+
+
+def _candidates(handle: int, engine_address: int) -> set[int]:
+    """Where the probes lie in what the engine points to."""
+    needle, second = (value.to_bytes(8, "little") for value in _PROBES)
+    found: set[int] = set()
+    engine = os.pread(handle, _ENGINE_SCAN, engine_address)
+    for offset in range(0, len(engine) - 7, 8):
+        pointer = int.from_bytes(engine[offset : offset + 8], "little")
+        if pointer < 0x10000 or pointer >= 1 << 47:
+            continue
+        try:
+            block = os.pread(handle, _CPU_SCAN, pointer)
+        except OSError:
+            continue
+        position = block.find(needle)
+        while position >= 0:
+            if block[position + _R15 : position + _R15 + 8] == second:
+                found.add(pointer + position)
+            position = block.find(needle, position + 1)
+    return found
+
+
 def _find_live_structure(uc: Any) -> int:
-    """Host address of the live CPU structure: follow the engine's pointers to a probe value in RAX.
+    """Host address of the live CPU structure: follow the engine's pointers to probe values in RAX and R15.
 
     Reads go through /proc/self/mem, which fails politely where plain access would end the process.
     """
-    uc.reg_write(UC_X86_REG_RAX, _PROBE)
-    needle = _PROBE.to_bytes(8, "little")
-    found: set[int] = set()
-    handle = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        engine = os.pread(handle, _ENGINE_SCAN, uc._uch.value)
-        for offset in range(0, len(engine) - 7, 8):
-            pointer = int.from_bytes(engine[offset : offset + 8], "little")
-            if pointer < 0x10000 or pointer >= 1 << 47:
-                continue
-            try:
-                block = os.pread(handle, _CPU_SCAN, pointer)
-            except OSError:
-                continue
-            position = block.find(needle)
-            if position >= 0:
-                found.add(pointer + position)
+        handle = os.open("/proc/self/mem", os.O_RDONLY)
+    except OSError as error:
+        raise UnknownCpuLayout(f"cannot inspect the emulator: {error}") from error
+    try:
+        _set_pair(uc, _PROBES)
+        live = _candidates(handle, uc._uch.value)
+        for values in _OTHER_VALUES:
+            _set_pair(uc, values)
+            live = {address for address in live if _pair_at(handle, address) == values}
     except OSError as error:
         raise UnknownCpuLayout(f"cannot inspect the emulator: {error}") from error
     finally:
         os.close(handle)
-    uc.reg_write(UC_X86_REG_RAX, 0)
-    live = [address for address in found if ctypes.c_uint64.from_address(address).value == 0]
     if len(live) != 1:
         raise UnknownCpuLayout(
-            "this Unicorn keeps its CPU where the runtime does not find it", "install unicorn==2.1.4"
+            f"this Unicorn keeps its CPU in {len(live)} places, not in one", "install unicorn==2.1.4"
         )
-    return live[0]
+    return live.pop()
 
 
 def _check_registers(uc: Any, state: CpuState) -> list[str]:
