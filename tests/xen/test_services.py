@@ -148,6 +148,16 @@ def test_an_absurd_time_becomes_100_ms(due: int) -> None:
     assert domain.events.pending(port)
 
 
+@pytest.mark.parametrize("command", ["set_singleshot_timer", "set_periodic_timer"])
+def test_times_beyond_all_sense_never_come(command: str) -> None:
+    domain, parts = make_domain(64)
+    heap = heap_address(parts)
+    far = (1 << 62) - 1 if command == "set_periodic_timer" else (1 << 64) - 1
+    domain.space.write(heap, far.to_bytes(8, "little") + dwords(0, 0))
+    assert ask(domain, "vcpu_op", VCPU[command], 0, heap) == 0
+    assert max(due for due, _, _ in clock_of(domain)._queue) * 4 < 1 << 64
+
+
 def test_single_shot_and_periodic_timers() -> None:
     domain, parts = make_domain(64)
     heap, clock = heap_address(parts), clock_of(domain)

@@ -85,8 +85,6 @@ class _Builder:
         self.width = width
         self.word = width // 8
         self.plan = Plan(read_notes(image), p2m)
-        notes = self.plan.notes
-        self.virt_offset = notes.virt_base - notes.paddr_offset
         self.next_pfn = 0
         self.mask = (1 << width) - 1
 

@@ -200,7 +200,7 @@ class Domain:
         """Block until an event, one of `ports`, or a time."""
         self.blocked, self.events.polled = True, ports
         if until_ns is not None:
-            self._poll_alarm = self.timers.clock.schedule_at(until_ns, self.wake)
+            self._poll_alarm = self.timers.schedule(until_ns, self.wake)
 
     def wake(self) -> None:
         """Go on after `sleep`; harmless for a vcpu that runs."""

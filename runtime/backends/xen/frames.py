@@ -92,11 +92,6 @@ class FrameTable:
         """Put frames into the heap."""
         self._free.extend(mfns)
 
-    @property
-    def free_frames(self) -> int:
-        """Frames left in the heap."""
-        return len(self._free)
-
     def allocate(self, owner: int, order: int = 0) -> int:
         """2**order zeroed frames in a row out of the heap, aligned to their size. Raises XenError(ENOMEM)."""
         mfns = [self._free.pop()] if order == 0 and self._free else self._contiguous(order)

@@ -61,10 +61,6 @@ class Operands:
         mask = ((1 << 8 * size) - 1) << shift
         self.cpu.state.gpr[index] = old & ~mask | value << shift & mask
 
-    def is_memory(self, index: int) -> bool:
-        """Is the operand in memory?"""
-        return bool(self.instruction.op_kind(index) == OpKind.MEMORY)
-
     def value(self, index: int) -> int:
         """A register or immediate operand."""
         kind = self.instruction.op_kind(index)

@@ -15,6 +15,8 @@ __all__ = ["RUNSTATES", "Timers"]
 
 RUNSTATES = ("running", "runnable", "blocked", "offline")
 MAX_AHEAD_NS = 1 << 50
+LATEST_NS = 1 << 60
+"""The end of time, 36 years on: the machine's clock counts in parts of a ns."""
 SUBSTITUTE_NS = 100_000_000
 MIN_PERIOD_NS = 1_000_000
 MAX_PERIOD_NS = (1 << 62) - 1
@@ -83,6 +85,10 @@ class Timers:
 
     # -- timers --------------------------------------------------------------------------------
 
+    def schedule(self, due_ns: int, callback: Callable[[], None]) -> AlarmHandle:
+        """Call back at a time that a guest named: the past is now, and time ends some day."""
+        return self.clock.schedule_at(min(max(due_ns, self.now_ns), LATEST_NS), callback)
+
     def _cancel(self, handle: AlarmHandle | None) -> None:
         if handle is not None:
             self.clock.cancel(handle)
@@ -100,7 +106,7 @@ class Timers:
         """The one-shot timer, which set_timer_op and VCPUOP_set_singleshot_timer share; a past time fires
         at once."""
         self._cancel(self._single)
-        self._single = self.clock.schedule_at(max(due_ns, self.now_ns), self.fired)
+        self._single = self.schedule(due_ns, self.fired)
 
     def stop_single_shot(self) -> None:
         """VCPUOP_stop_singleshot_timer."""
@@ -121,7 +127,7 @@ class Timers:
             if self.period_ns:
                 self._arm_periodic(due_ns + self.period_ns)
 
-        self._periodic = self.clock.schedule_at(due_ns, tick)
+        self._periodic = self.schedule(due_ns, tick)
 
     def stop_periodic(self) -> None:
         """VCPUOP_stop_periodic_timer."""
@@ -151,7 +157,7 @@ class Timers:
 
     def _wind(self, identifier: int, timeout_s: int) -> None:
         due_ns = self.now_ns + timeout_s * SECOND_NS
-        self._watchdogs[identifier] = self.clock.schedule_at(due_ns, lambda: self.watchdog_barked())
+        self._watchdogs[identifier] = self.schedule(due_ns, lambda: self.watchdog_barked())
 
     # -- run state -----------------------------------------------------------------------------
 

@@ -85,7 +85,7 @@ def _poll(domain: Domain, address: int) -> None:
     for port in ports:
         domain.events.check_port(port)
     if not any(domain.events.pending(port) for port in ports):
-        domain.sleep(ports, max(timeout, domain.timers.now_ns) if timeout else None)
+        domain.sleep(ports, timeout or None)
 
 
 @handler("set_timer_op")

@@ -20,7 +20,6 @@ from runtime.deprivileged.shadow import ShadowMmu
 
 __all__ = ["TranslatedEmulator"]
 
-CR0_PE_PG = 0x80000001
 GUEST_CR0 = 0x2 | 0x4 | fl.CR0_TS | 0x20
 """MP, EM, TS, NE: what takes effect on the real CPU."""
 GUEST_CR4 = 0x200 | 0x400
