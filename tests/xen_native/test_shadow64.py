@@ -18,9 +18,8 @@ TABLES = range(0x2000, 0x8000, PAGE)
 OWN = 0xFFFF_87FF_FFE0_0000
 CR0, CR4, EFER = 0x8001_0001, 0x30, 0xC00
 KERNEL_HALF = 0xFFFF_FFFF_8000_0000
-LINEAR = st.sampled_from(
-    [base | slot << 21 | page << 12 | 0x10 for base in (0, KERNEL_HALF) for slot in (0, 1) for page in (0, 1, 511)]
-)
+PAGES = [slot << 21 | page << 12 | 0x10 for slot in (0, 1) for page in (0, 1, 511)]
+LINEAR = st.sampled_from([base | page for base in (0, KERNEL_HALF) for page in PAGES])
 ACCESS = st.tuples(LINEAR, st.booleans(), st.booleans(), st.booleans())
 
 
@@ -130,3 +129,16 @@ def test_running_out_of_tables_forgets_and_goes_on() -> None:
     for slot in range(60):
         world.guest.store_u64(TABLES[0] + slot * 8, 0x83 | 0)
         assert world.access(slot << 30 | 0x10_0010, True, False, True) == 0x10_0010
+
+
+def test_pages_with_descriptors_cannot_be_written_however_they_are_mapped() -> None:
+    world = World(6)
+    world.guest.store_u64(TABLES[2], 0x40_0000 | 7)
+    assert world.access(0x10, True, True, False) == 0x40_0010
+    world.shadow.protect(frozenset({0x40_0000}))
+    assert world.access(0x10, True, False, False) == 0x40_0010
+    assert world.access(0x10, True, True, False) is None
+    world.guest.store_u64(TABLES[1], 0x40_0000 | 0x87)  # within a large page too
+    world.shadow.flush()
+    assert world.access(0x10, True, True, False) is None
+    assert world.access(0x1010, True, True, False) == 0x40_1010

@@ -239,6 +239,7 @@ class TranslatedDomain(XenHypervisor):
     def map_descriptor_tables(self) -> None:
         """The guest's descriptor pages, an empty page for those it has not, and Xen's own behind them."""
         domain = self.domain
+        self.shadow.protect(frozenset(mfn * PAGE_SIZE for mfn in domain.gdt_frames))
         for page in range(GDT_PAGES):
             physical = self.host_base + _NULL_PAGE * PAGE_SIZE
             if page < len(domain.gdt_frames):
@@ -268,6 +269,8 @@ class TranslatedDomain(XenHypervisor):
         """The state in which the domain starts: long mode, flat segments of privilege 3, tables from frame
         `root` on; `entered` makes the code segment 32 bits wide if `entry` is not in long mode."""
         domain = self.domain
+        for _ in ("kernel", "user"):
+            domain.tables.get_root(root)
         domain.kernel_root = domain.user_root = root
         domain.upcall_mask = True
         domain.publish_time()

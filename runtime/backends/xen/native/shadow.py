@@ -70,6 +70,7 @@ class ShadowMmu:
         self._host: dict[int, int] = {}
         self._code_frames: set[int] = set()
         self._code_regions: set[int] = set()
+        self._protected: frozenset[int] = frozenset()
         self.write_protect = True
         self.fills = 0
         self.flushes = 0
@@ -112,6 +113,17 @@ class ShadowMmu:
             self.write_protect = on
             self.flush()
 
+    def protect(self, frames: frozenset[int]) -> None:
+        """Physical addresses of pages that the guest may only read, whatever its tables say: those that the
+        CPU takes descriptors from."""
+        if frames != self._protected:
+            self._protected = frames
+            self.flush()
+
+    def is_protected(self, physical: int) -> bool:
+        """True for an address in such a page."""
+        return physical & ~(PAGE - 1) in self._protected
+
     def fill(self, linear: int, *, kernel_mode: bool, write: bool, fetch: bool) -> None:
         """Answer a fault of the CPU from the guest's tables. Raises `PageFault` if it is the guest's."""
         if linear & ~(PAGE - 1) in self._host and kernel_mode:
@@ -120,6 +132,8 @@ class ShadowMmu:
         found = self.walk(cache.guest_root, linear, write=write, user=not kernel_mode, fetch=fetch)
         self.fills += 1
         frame = found.physical & ~(PAGE - 1)
+        if write and frame in self._protected:
+            raise PageFault(linear, 3 | (0 if kernel_mode else _USER))
         flags = _PRESENT | _USER | (_WRITE if write else 0)
         if fetch:
             self._code_frames.add(frame)
@@ -146,7 +160,7 @@ class ShadowMmu:
         start = frame & ~(_LARGE_SIZE - 1)
         if (21, linear >> 21) in cache.host_paths or start // _LARGE_SIZE in self._code_regions:
             return False
-        if start + _LARGE_SIZE > self._ram:
+        if start + _LARGE_SIZE > self._ram or any(start <= p < start + _LARGE_SIZE for p in self._protected):
             return False
         position = (directory >> 3) + (linear >> 21 & 0x1FF)
         old = self._words[position]
