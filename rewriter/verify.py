@@ -143,7 +143,8 @@ def same_operation(
     operands based on the stack pointer; ``homes`` gives the new place of targets that moved too.
     """
     if is_direct_call(original):
-        return bool(moved.mnemonic == Mnemonic.JMP and moved.near_branch_target == original.near_branch_target)
+        same_target = moved.near_branch_target == original.near_branch_target
+        return bool(moved.mnemonic == Mnemonic.JMP and same_target)
     if is_direct_branch(original):
         target = original.near_branch_target
         near = original.is_jcc_short_or_near or original.is_jmp_short_or_near
