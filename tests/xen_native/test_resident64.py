@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import iced_x86
 
 from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER_SIZE, SLOT_SIZE
@@ -90,7 +92,7 @@ def test_the_interrupt_flag_is_virtual_and_costs_no_exit() -> None:
     ran = run(text + keep("rbx", "rax"))
     assert kept(ran, 0) & 0x200 == 0
     assert kept(ran, 1) & 0x200 == 0x200
-    calls = ran.result.stats["calls"]
+    calls: Any = ran.result.stats["calls"]
     assert calls["irq_enable"] == {"in_guest": 1, "exit": 0}
 
 
