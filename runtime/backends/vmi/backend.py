@@ -14,6 +14,7 @@ from runtime.backends.vmi.missed import VmiSites
 from runtime.backends.vmi.model import HOST_PAGES, VmiModel
 from runtime.backends.vmi.resident import (
     BACKEND_ID,
+    CODE_BIT,
     CODE_PAGES,
     HOLE,
     IDENTITY_PAGE,
@@ -88,6 +89,7 @@ class VmiHypervisor(Hypervisor):
         if self._patched:
             write_resident(model.guest, base, entry)
             model.map_resident(HOLE, RESIDENT_PAGES, CODE_PAGES)
+            model.resident_code_bit = CODE_BIT
             return boot_entry(base)
         if self._knows_vmi:
             return entry

@@ -11,15 +11,19 @@
 # [flags][eip][cs]
 .routine irq_enable
   pushfd
+enable_now:
   call dword ptr cs:[VMI_EnableInterrupts]
 enabled_point:
   popfd
   retf
 
 .routine irq_restore
+  pushfd
   test eax, 0x200
-  jne irq_enable
-  jmp irq_disable
+  jne enable_now
+  call dword ptr cs:[VMI_DisableInterrupts]
+  popfd
+  retf
 
 # EAX: the flags as the guest believes them; below the return address lie the real ones.
 .routine believed_flags

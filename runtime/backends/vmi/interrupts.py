@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.memory import PageFault
 
 if TYPE_CHECKING:
     from runtime.backends.vmi.model import VmiModel
@@ -19,6 +20,7 @@ __all__ = ["Interrupts"]
 _RETRY_NS = 64
 """When to look again whether a guest has left the hypervisor's code: a few blocks later."""
 _TIMER_LINE = 0
+_RET = 0xC3
 _FIRST_VECTOR = 16
 """A local APIC takes no lower vector."""
 
@@ -47,16 +49,25 @@ class Interrupts:
         return self._lvtt_waits or self._model.machine.platform.has_interrupt()
 
     def waiting(self) -> bool:
-        """True if something is to be delivered as soon as the IF word allows; tells the ROM so."""
+        """True if something is to be delivered as soon as the CPU's interrupt window opens; tells the ROM so.
+
+        The window is the IF word, or, while resident code runs, the CS that the guest does not use.
+        """
         model = self._model
         pending = self.pending()
         model.write_shared("pending", int(pending))
-        if not pending or model.halted or not model.interrupts_enabled:
+        if not pending or model.halted:
             return pending
-        if model.in_own_code():
-            self._ask_again()
-            return False
-        return True
+        model.watch_interrupt_flag()
+        if not model.interrupts_enabled or not model.in_own_code() or self._at_return():
+            return True
+        self._ask_again()
+        return model.watch_resident_code()
+
+    def _at_return(self) -> bool:
+        """EIP is on the RET of a ROM call that has been answered."""
+        linear = self._model.code_linear() - self._model.text.start
+        return 0 <= linear < len(self._model.text.code) and self._model.text.code[linear] == _RET
 
     def _ask_again(self) -> None:
         if not self._retry:
@@ -68,7 +79,18 @@ class Interrupts:
         self._retry = False
 
     def deliver(self) -> None:
-        """Deliver what waits, at the current EIP."""
+        """Deliver what waits, at the current EIP; a ROM call that is answered returns first."""
+        if self._at_return():
+            try:
+                self._model.return_from_call()
+            except PageFault as fault:
+                self._model.page_fault(fault)
+                return
+        if self._model.in_own_code():
+            return
+        self._take()
+
+    def _take(self) -> None:
         if self._lvtt_waits:
             self._lvtt_waits = False
             vector = self.lvtt & 0xFF
@@ -81,4 +103,4 @@ class Interrupts:
         """At the end of a call that enables interrupts: what waits comes at once."""
         if self.pending() and self._model.interrupts_enabled:
             self._model.machine.cpu.state.hflags &= ~fl.HF_INHIBIT_IRQ
-            self.deliver()
+            self._take()

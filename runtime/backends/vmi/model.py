@@ -9,6 +9,7 @@ instructions give the guest its #GP.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import iced_x86
@@ -93,6 +94,8 @@ class VmiModel:
         it has been dealt with."""
         self.on_call: Callable[[], None] = lambda: None
         """Told of every call that leaves the ROM, before it is carried out."""
+        self.resident_code_bit = 0
+        """A bit that only the CS of the guest's resident code has set."""
         self._map_hole(pages, linear)
 
     def _map_hole(self, pages: dict[str, int], linear: dict[str, int]) -> None:
@@ -149,6 +152,18 @@ class VmiModel:
         """From now on the IF word says when interrupts may come."""
         host = self.machine.memory.host_address + self._shared
         self.machine.cpu.set_interrupt_window(host + SHARED_WORDS["enabled"], _IF, 0)
+
+    def watch_resident_code(self) -> bool:
+        """From now on interrupts may come when the guest leaves the resident code, which it enters by a CS of
+        that code's own. False when that cannot be told from CS."""
+        code = self.machine.cpu.state.segments[fl.CS]
+        bit = self.resident_code_bit
+        if not code.selector & bit:
+            return False
+        self.machine.cpu.set_interrupt_window(
+            ctypes.addressof(code) + type(code).selector.offset, bit, bit
+        )
+        return True
 
     def in_own_code(self) -> bool:
         """EIP is in the hypervisor's part of the address space."""
@@ -263,6 +278,17 @@ class VmiModel:
         self.guest_tables.flush_queue()
         self.write_shared("cr3", root)
         self.shadow.set_root(root)
+
+    def stack_word(self, index: int) -> int:
+        """A word of the guest's stack. Raises `PageFault`."""
+        state = self.machine.cpu.state
+        return self.view.read_u32((state.segments[fl.SS].base + state.gpr[fl.RSP] + index * 4) & 0xFFFFFFFF)
+
+    def return_from_call(self) -> None:
+        """The ROM's RET, so that what happens next happens at the caller's. Raises `PageFault`."""
+        state = self.machine.cpu.state
+        state.rip = self.stack_word(0)
+        state.gpr[fl.RSP] = (state.gpr[fl.RSP] + 4) & 0xFFFFFFFF
 
     # -- waiting -----------------------------------------------------------------------------------------
 

@@ -37,6 +37,7 @@ from runtime.memory import MemoryRange
 
 __all__ = [
     "BACKEND_ID",
+    "CODE_BIT",
     "CODE_PAGES",
     "FLAT_CODE",
     "FLAT_DATA",
@@ -75,6 +76,8 @@ _GUEST_ENTRIES = 32
 """Entries of the GDT that mirror the guest's; ours follow."""
 FLAT_CODE = _GUEST_ENTRIES << 3 | KERNEL_PRIVILEGE
 FLAT_DATA = _GUEST_ENTRIES + 1 << 3 | KERNEL_PRIVILEGE
+CODE_BIT = 0x100
+"""A bit of our code selector that no selector of the guest's entries has."""
 _GDT_LIMIT = (_GUEST_ENTRIES + 2) * 8 - 1
 _IDT_LIMIT = 256 * 8 - 1
 _FLAT_CODE_DESCRIPTOR, _FLAT_DATA_DESCRIPTOR = 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF

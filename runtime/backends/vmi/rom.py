@@ -51,6 +51,8 @@ _FAR_RETURN = b"\xcb"
 class RomText:
     """The assembled calls."""
 
+    start: int
+    """Linear address of the code."""
     code: bytes
     entries: Mapping[int, int]
     """Call number -> linear address."""
@@ -77,7 +79,7 @@ def rom_text() -> RomText:
     exits[built.labels["enable_exit"]] = known.number("EnableInterrupts")
     exits[built.labels["iret_slow"]] = known.number("IRET")
     code = built.code.ljust(TEXT_PAGES * PAGE, b"\xcc")
-    return RomText(code, entries, exits)
+    return RomText(base, code, entries, exits)
 
 
 @functools.cache

@@ -93,7 +93,4 @@ class CallTable:
         state = self._model.machine.cpu.state
         if where in _REGISTERS:
             return int(state.gpr[_REGISTERS[where]]) & _WORD
-        offset = 4 + 4 * int(where[1:])
-        return self._model.view.read_u32((state.segments[fl.SS].base + state.gpr[fl.RSP] + offset) & _WORD)
-
-
+        return self._model.stack_word(1 + int(where[1:]))

@@ -27,26 +27,15 @@ class _Control:
     def __init__(self, model: VmiModel) -> None:
         self._model = model
 
-    def _stack(self, index: int) -> int:
-        """A word of the stack."""
-        state = self._model.machine.cpu.state
-        return self._model.view.read_u32((state.segments[fl.SS].base + state.gpr[fl.RSP] + index * 4) & _WORD)
-
-    def _return(self) -> None:
-        """The ROM's RET, so that what happens next happens at the caller's."""
-        state = self._model.machine.cpu.state
-        state.rip = self._stack(0)
-        state.gpr[fl.RSP] = (state.gpr[fl.RSP] + 4) & _WORD
-
     def enabled(self) -> None:
         """EnableInterrupts and SetInterruptMask with something pending."""
-        self._return()
+        self._model.return_from_call()
         self._model.interrupts.deliver_pending()
 
     def iret(self) -> None:
         """IRET to interrupts on with something pending: it comes first, and the IRET is done again."""
         model = self._model
-        flags = self._stack(2)
+        flags = model.stack_word(2)
         if flags & fl.VM:
             raise GuestKilled("IRET to virtual-8086 mode, which this hypervisor does not have")
         model.machine.cpu.state.rip = model.text.entries[model.known.number("IRET")]
@@ -69,7 +58,7 @@ class _Control:
 
     def halt(self) -> None:
         """Halt: returns when an interrupt has come."""
-        self._return()
+        self._model.return_from_call()
         self._model.halt()
 
     def reboot(self) -> None:
