@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pvpatch.report.scan import scan_document
+from pvpatch.report.tables import table
 from rewriter.emit.produce import Produced
 from rewriter.image import Image
 from rewriter.manifest import Site
@@ -127,13 +129,16 @@ def render_patch_rich(image: Image, produced: Produced, cost: Cost, console: Con
     """Tables for a terminal."""
     refused = _refused(image, produced)
     if refused:
-        table = Table(
-            "address", "instruction", "tactic", "reason", "where", title="Sites that keep their instruction"
+        sites = table(
+            *("address", "instruction", "tactic", "reason", "where"),
+            title="Sites that keep their instruction",
+            whole=("address", "tactic"),
         )
         for row in refused:
-            table.add_row(*row)
-        console.print(table)
-    table = Table(show_header=False, box=None)
+            sites.add_row(*map(Text, row))  # brackets of operands are no markup
+        console.print(sites)
+        console.print()
+    figures = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _lines(produced, cost):
-        table.add_row(name, value)
-    console.print(table)
+        figures.add_row(name, value)
+    console.print(figures)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pvpatch.report.tables import WIDE, table
@@ -117,10 +118,10 @@ def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None
     console.print(others)
     console.print()
     for text in result.interfaces:
-        console.print(f"declares {text}", highlight=False)
+        console.print(f"declares {text}", highlight=False, markup=False)
     called = sum(1 for site in result.sites if site.call)
     console.print(
-        f"[bold]{image.path.name}[/]: {image.kind}, {len(result.sites):,} sites, "
+        f"[bold]{escape(image.path.name)}[/]: {image.kind}, {len(result.sites):,} sites, "
         f"{called:,} of them have an ABI call; `pvpatch patch` turns them into it",
         highlight=False,
     )

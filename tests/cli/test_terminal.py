@@ -9,6 +9,7 @@ import pytest
 from tests.cli.command import inside
 from tests.cli.terminal import Terminal, lines, plain
 from tests.cli.test_exit_codes import TRIPLE_FAULT, kernel
+from tests.samples.images import image
 
 COMMANDS = {
     "backends": ("backends",),
@@ -51,6 +52,13 @@ def test_names_stay_whole_on_a_narrow_terminal(native: Path, patched: Path) -> N
 
 def test_a_scan_says_what_to_do_next(native: Path, patched: Path) -> None:
     assert "pvpatch patch" in plain(show("scan", 80, native, patched))
+
+
+def test_operands_in_brackets_are_shown() -> None:
+    """rich reads [words] as markup unless it is told otherwise; `xsaves [r14]` keeps its instruction."""
+    terminal = Terminal("patch", image("native-x86_64"), "-o", "/dev/null", columns=120)
+    assert terminal.end() == 0
+    assert "[r14]" in plain(terminal.shown)
 
 
 def test_work_shows_progress(native: Path, patched: Path) -> None:
