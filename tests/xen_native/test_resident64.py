@@ -160,3 +160,14 @@ def test_a_fault_without_a_table_is_a_triple_fault() -> None:
     ran = run("", "mov eax, 0x5550\nmov edx, 3\ncall slot_segment_load\n")
     assert ran.result.outcome is Outcome.CRASHED
     assert b"triple fault" in ran.result.transcript
+
+
+DESCRIPTORS = (0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x40CF_9B00_0000_FFFF)
+GDT_WITH_A_BASE = b"".join(word.to_bytes(8, "little") for word in DESCRIPTORS)
+
+
+def test_a_32_bit_segment_with_a_base_ends_the_domain_with_a_sentence() -> None:
+    text = f"mov eax, 31\nmov edx, {DATA}\ncall slot_gdt_load\npush 0x18\npush {CODE}\njmp slot_far_jump\n"
+    ran = run_text(STACK + text, "xen", width=64, patched=True, data=GDT_WITH_A_BASE)
+    assert ran.result.outcome is Outcome.CRASHED
+    assert b"a 32-bit segment with a base" in ran.result.transcript

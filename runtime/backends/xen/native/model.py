@@ -186,12 +186,12 @@ class TranslatedDomain(XenHypervisor):
     def _build_domain(self) -> None:
         machine, memory = self.machine, self.machine_memory
         frames = FrameTable(memory, memory.frames)
-        for mfn in range(self.guest_limit // PAGE_SIZE):
-            frames.give(mfn, DOMAIN)
+        own = self.guest_limit // PAGE_SIZE
+        frames.owner[:own], frames.references[:own] = DOMAIN, 1
         tables = TranslatedTables(frames, self.shadow)
         shared = machine.memory.size + self.placement.shared_page * PAGE_SIZE
-        own = [linear for linear in self.placement.linear if linear >= HOLE_START]
-        hole = (HOLE_START, min(own, default=HOLE_END) - 1)
+        kept = [linear for linear in self.placement.linear if linear >= HOLE_START]
+        hole = (HOLE_START, min(kept, default=HOLE_END) - 1)
         self.domain = domain = _TranslatedState(
             width=64,
             domid=DOMID,
@@ -206,7 +206,7 @@ class TranslatedDomain(XenHypervisor):
             shared_info=shared,
             hole=hole,
             m2p=0,
-            max_pages=self.guest_limit // PAGE_SIZE,
+            max_pages=own,
             log=lambda text: machine.trace("xen", text=text),
         )
         self.traps = Traps(domain, machine.cpu)

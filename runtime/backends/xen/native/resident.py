@@ -71,6 +71,7 @@ _MESSAGES = {
     "TRIPLE": "triple fault: an exception could not be delivered, nor could the double fault\n",
     "NARROW": "the guest turns paging on without long mode: this domain's tables have four levels\n",
     "TRAP": "an exception or INT n before long mode, which this domain cannot deliver\n",
+    "BASE": "the guest loads a 32-bit segment with a base: this domain's are flat\n",
     "FRAME": "the guest returns to a context that the CPU refuses\n",
 }
 _VARIABLES: tuple[tuple[str, int], ...] = (

@@ -264,6 +264,13 @@ load_privileged:
   pop rdx
   mov edi, eax
 load_virtual:
+  test rsi, rsi
+  je load_known
+  cmp edx, 4
+  jae load_known
+  test dword ptr [rip+P_code_long], 1
+  je segment_base
+load_known:
   lea rcx, [rip+V_segments]
   mov [rcx+rdx*4], eax
 load_real:
@@ -315,6 +322,11 @@ load_stack:
   jne segment_gp
   test esi, 0x8000
   je segment_np
+  test dword ptr [rip+P_code_long], 1
+  jne stack_set
+  call descriptor_base
+  test rdx, rdx
+  jne segment_base
 stack_set:
   mov [rip+V_segments+8], eax
   jmp load_done
@@ -323,6 +335,11 @@ stack_null:
   je segment_gp
   test eax, 3
   je stack_set
+
+# 32-bit code with a segment that does not begin at 0: ours, which are flat, would be wrong in silence.
+segment_base:
+  lea rdi, [rip+MESSAGE_BASE]
+  jmp crash
 
 segment_gp:
   mov ecx, 0x10d

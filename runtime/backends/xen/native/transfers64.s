@@ -99,6 +99,12 @@ iret_refused:
   jne transfer_user
   mov [rip+V_segments+4], eax
   mov [rip+V_segments+8], edx
+  bt rcx, 53
+  jb transfer_flat
+  call descriptor_base
+  test rdx, rdx
+  jne segment_base
+transfer_flat:
   shr rcx, 53
   and ecx, 1
   mov [rip+P_code_long], ecx
