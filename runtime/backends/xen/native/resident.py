@@ -54,7 +54,9 @@ _STUBS, _TRAPS = 5 * PAGE_SIZE, 6 * PAGE_SIZE
 _STUB_SIZE = 16
 _PAGES = ("vcpu", "private", "gdt", "stack", "shared", "console", "identity", "identity_low")
 RESIDENT_PAGES = CODE_PAGES + len(_PAGES)
-_SOURCES = ("words64.s", "tables64.s", "traps64.s", "transfers64.s")
+_SOURCES = (
+    "words64.s", "identification64.s", "services64.s", "tables64.s", "traps64.s", "transfers64.s",
+)  # fmt: skip
 _FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
 _CODE32, _CODE64, _DATA = 0xE023, FLAT[64]["kernel_cs"], FLAT[64]["kernel_ss"]
 _WIDE_RESULT = frozenset({"clock_ns", "wallclock_ns"})
