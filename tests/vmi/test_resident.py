@@ -192,6 +192,17 @@ def test_an_interrupt_while_off_comes_when_on_and_shows_the_guests_own_frame() -
     assert ran.dword(DATA + 12) & 0x200
 
 
+@pytest.mark.parametrize("backend", ["vmi", "lguest"])
+@pytest.mark.parametrize("own_segment", [True, False])
+def test_a_loop_of_calls_does_not_keep_interrupts_away(backend: str, own_segment: bool) -> None:
+    """Nearly all of its time is spent in the resident code, where no interrupt comes."""
+    gate = GATE if own_segment else GATE.replace("push 8\n    push loaded\n    jmp slot_far_jump\n", "")
+    polling = PASS.replace("400", "2000")
+    text = f"{gate}{HANDLER}call slot_irq_enable\n{SOON}{polling}mov ebx, [{DATA}]\n"
+    ran = run_text(STACK + text + OFF, backend, patched=True)
+    assert kept(ran, "ebx") == 1
+
+
 def test_a_masked_event_waits() -> None:
     mask = "mov eax, 0\ncall slot_event_mask\n"
     unmask = "mov eax, 0\ncall slot_event_unmask\n"

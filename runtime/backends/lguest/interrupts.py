@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runtime.deprivileged.retry import Retry
+
 if TYPE_CHECKING:
     from runtime.backends.lguest.model import LguestModel
     from runtime.ports import AlarmHandle
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["Interrupts"]
 
 _FLAG = 0x200
-_RETRY_NS = 250
-"""How long to wait for a guest to leave its quiet range: some hundred instructions."""
 
 
 class Interrupts:
@@ -27,7 +27,7 @@ class Interrupts:
         self._model = model
         self._latched = 0
         self._alarm: AlarmHandle | None = None
-        self._retry = False
+        self._retry = Retry(model.machine.clock)
         self.quiet_range = (0, 0)
         """EIP range in which the guest wants no interrupts (noirq_start, noirq_end)."""
 
@@ -72,19 +72,9 @@ class Interrupts:
             return True
         if self._is_quiet():
             self._model.shared.write("irq_pending", _FLAG)
-            self._ask_again()
+            self._retry.ask()
             return False
         return True
-
-    def _ask_again(self) -> None:
-        if self._retry:
-            return
-        self._retry = True
-        clock = self._model.machine.clock
-        clock.schedule_in_background(clock.now_ns + _RETRY_NS, self._asked_again)
-
-    def _asked_again(self) -> None:
-        self._retry = False
 
     def _is_quiet(self) -> bool:
         start, end = self.quiet_range

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.retry import Retry
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Interrupts"]
 
-_RETRY_NS = 64
-"""When to look again whether a guest has left the hypervisor's code: a few blocks later."""
 _TIMER_LINE = 0
 _RET = 0xC3
 _FIRST_VECTOR = 16
@@ -30,7 +29,7 @@ class Interrupts:
 
     def __init__(self, model: VmiModel) -> None:
         self._model = model
-        self._retry = False
+        self._retry = Retry(model.machine.clock)
         self._lvtt_waits = False
         self.lvtt = model.known.lvtt_masked
 
@@ -61,22 +60,13 @@ class Interrupts:
         model.watch_interrupt_flag()
         if not model.interrupts_enabled or not model.in_own_code() or self._at_return():
             return True
-        self._ask_again()
+        self._retry.ask()
         return model.watch_resident_code()
 
     def _at_return(self) -> bool:
         """EIP is on the RET of a ROM call that has been answered."""
         linear = self._model.code_linear() - self._model.text.start
         return 0 <= linear < len(self._model.text.code) and self._model.text.code[linear] == _RET
-
-    def _ask_again(self) -> None:
-        if not self._retry:
-            self._retry = True
-            clock = self._model.machine.clock
-            clock.schedule_in_background(clock.now_ns + _RETRY_NS, self._asked)
-
-    def _asked(self) -> None:
-        self._retry = False
 
     def deliver(self) -> None:
         """Deliver what waits, at the current EIP; a ROM call that is answered returns first."""
