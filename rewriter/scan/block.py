@@ -64,6 +64,8 @@ class Block:
     width: int
     valid: bool = True
     plausible: bool = True
+    runs_off: bool = False
+    """Its last instruction ends where the region ends: a kernel whose last word is HLT, or no code at all."""
     wrong_width: bool = False
     """32-bit decoding shows what only 64-bit code means."""
     instructions: list[tuple[int, int]] = field(default_factory=list)
@@ -140,7 +142,7 @@ class BlockDecoder:
         for _ in range(MAX_BLOCK):
             offset = address - region.vaddr
             if address >= region.end:
-                block.valid = False
+                block.runs_off = True
                 return block
             if known[offset]:
                 block.merges = True

@@ -279,7 +279,7 @@ class Explorer:
             ):
                 return False
             block = self.decoder.block(current, width, self.lengths[region.index], region, strict=True)
-            if not block.valid or not block.plausible:
+            if not block.valid or block.runs_off or not block.plausible:
                 self.wrong_width |= block.wrong_width
                 if current != address:
                     self.rejected.add((current, width))
@@ -315,4 +315,4 @@ class Explorer:
             return True
         block = self.decoder.block(address, width, self.lengths[region.index], region, strict=True)
         self.wrong_width |= block.wrong_width
-        return block.valid and block.plausible
+        return block.valid and not block.runs_off and block.plausible

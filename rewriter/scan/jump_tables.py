@@ -223,4 +223,6 @@ def _acceptable(explorer: Explorer, target: int, jump: int, width: int, guarded:
     if region is None:
         return False
     block = explorer.decoder.block(target, width, explorer.lengths[region.index], region)
-    return block.valid and (guarded or (block.plausible and explorer.on_boundary(region, target, width)))
+    if not block.valid or block.runs_off:
+        return False
+    return guarded or (block.plausible and explorer.on_boundary(region, target, width))

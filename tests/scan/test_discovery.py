@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewriter.image import Image, Symbol
+from rewriter.image import Image, Symbol, parse_image
 from rewriter.scan import ScanResult, scan_image
+from tests.image.builders import Load, elf, multiboot1_header
 from tests.scan.images import BASE, flat_image, sectioned_image
 
 
@@ -204,3 +206,11 @@ def test_long_chains_do_not_recurse() -> None:
 
 def test_an_image_without_code_has_no_sites() -> None:
     assert scan_image(flat_image(b"", 32, ())).sites == ()
+
+
+def test_code_that_ends_with_its_segment_is_code() -> None:
+    """HLT as the last byte of a kernel: the block leads nowhere, and its instructions still run."""
+    code = multiboot1_header() + bytes(4) + bytes.fromhex("fa fb fa f4")
+    data = elf(32, (Load(0xC0100000, 0x100000, code),), entry=0xC0100010)
+    result = scan_image(parse_image(data, Path("ends-with-hlt")))
+    assert [site.mnemonic for site in result.sites] == ["cli", "sti", "cli", "hlt"]
