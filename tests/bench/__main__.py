@@ -17,6 +17,7 @@ from rewriter.image import open_image
 from runtime.backends import all_backends
 from tests.bench.calls import OPERATIONS, TRAPPING, call_costs
 from tests.bench.measure import Figure, measure_in_turn
+from tests.bench.sweep import executable_sections
 
 PVPATCH = [sys.executable, "-m", "pvpatch"]
 SCRIPT = "uname -a\npoweroff -f\n"
@@ -29,7 +30,7 @@ def _table(console: Console, title: str, figures: Sequence[Figure], note: str = 
     table = Table(*columns, title=title, title_justify="left", caption=note)
     for one in figures:
         table.add_row(
-            one.name, f"{one.wall_s:.2f}", f"{one.cpu_s:.2f}", f"{one.peak_mib:.0f}", str(one.exit_code)
+            one.name, f"{one.wall_s:.2f}", f"{one.cpu_s:.2f}", one.peak, str(one.exit_code)
         )
     console.print(table)
 
@@ -38,7 +39,7 @@ def _scan(console: Console, guest: Path, folder: Path) -> None:
     elf = folder / "vmlinux"
     image = open_image(guest)
     elf.write_bytes(image.payload)
-    code = sum(segment.file_size for segment in image.executable_segments())
+    code = sum(section.file_size for section in executable_sections(image))
     commands: dict[str, Sequence[str]] = {
         "pvpatch scan": [*PVPATCH, "scan", str(elf), "--json", str(folder / "scan.json")],
         "objdump -d": ["objdump", "-d", str(elf)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import subprocess
 import time
@@ -21,8 +22,15 @@ class Figure:
     wall_s: float
     cpu_s: float
     peak_mib: float
+    floor_mib: float
+    """What this measuring process held itself: a child starts as its copy, so smaller peaks are not seen."""
     runs: int
     exit_code: int
+
+    @property
+    def peak(self) -> str:
+        """The peak as text, or the bound that is all one can say."""
+        return f"{self.peak_mib:.0f}" if self.peak_mib > self.floor_mib * 1.02 else f"< {self.floor_mib:.0f}"
 
 
 def _once(command: Sequence[str], stdin: Path | None) -> tuple[float, float, float, int]:
@@ -46,7 +54,8 @@ def measure_in_turn(commands: dict[str, Sequence[str]], runs: int = 3) -> list[F
     figures = []
     for name, rows in samples.items():
         median = [statistics.median(row[column] for row in rows) for column in range(3)]
-        figures.append(Figure(name, median[0], median[1], median[2], runs, rows[-1][3]))
+        floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures.append(Figure(name, median[0], median[1], median[2], floor, runs, rows[-1][3]))
     return figures
 
 

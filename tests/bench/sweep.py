@@ -7,9 +7,14 @@ from pathlib import Path
 
 import capstone
 
-from rewriter.image import open_image
+from rewriter.image import Image, Section, open_image
 
-__all__ = ["sweep"]
+__all__ = ["executable_sections", "sweep"]
+
+
+def executable_sections(image: Image) -> list[Section]:
+    """What `objdump -d` disassembles: the sections that hold code and have bytes in the file."""
+    return [section for section in image.sections if section.executable and section.file_size]
 
 
 def sweep(path: Path) -> int:
@@ -19,8 +24,8 @@ def sweep(path: Path) -> int:
     engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
     engine.skipdata = True
     count = 0
-    for segment in image.executable_segments():
-        for _ in engine.disasm_lite(image.data_of(segment), segment.vaddr):
+    for section in executable_sections(image):
+        for _ in engine.disasm_lite(image.data_of(section), section.vaddr):
             count += 1
     return count
 
