@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Figure", "measure", "measure_in_turn"]
+__all__ = ["Figure", "measure_in_turn"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,3 @@ def measure_in_turn(commands: dict[str, Sequence[str]], runs: int = 3) -> list[F
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         figures.append(Figure(name, median[0], median[1], median[2], floor, runs, rows[-1][3]))
     return figures
-
-
-def measure(name: str, command: Sequence[str], runs: int = 3) -> Figure:
-    """Median figures of one command."""
-    return measure_in_turn({name: command}, runs)[0]
