@@ -69,9 +69,7 @@ def _pages(locator: Locator, data: bytes, start: int) -> tuple[CallPage, ...]:
         header = unpack_header(data[place : place + HEADER_SIZE])
         if header.width != width:
             raise ImageError(f"the {width}-bit call page says it is {header.width} bits wide")
-        pages.append(
-            CallPage(width, locator.resident_phys + offset, locator.resident_virt + offset, header)
-        )
+        pages.append(CallPage(width, locator.resident_phys + offset, locator.resident_virt + offset, header))
     return tuple(pages)
 
 

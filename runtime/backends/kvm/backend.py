@@ -23,9 +23,11 @@ __all__ = ["BACKEND", "KvmBackend"]
 
 _BACKEND_ID = 1
 _FEATURES = ("clock", "stolen")
-_ALWAYS_EXIT = frozenset(
-    f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32)
-) | {"cpuid", "halt", "safe_halt"}
+_ALWAYS_EXIT = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32)) | {
+    "cpuid",
+    "halt",
+    "safe_halt",
+}
 """ABI calls whose instruction always leaves a KVM guest."""
 
 
@@ -50,7 +52,7 @@ def call_page(width: int) -> bytes:
         "STEAL_VERSION": known.structures["steal_time"]["version"],
     }
     slots = {**bare_slots(width, spec), **text.slots}
-    features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
+    features = spec.feature_mask(*_FEATURES)
     return build_page(width, _BACKEND_ID, slots, text.routines, features=features, symbols=symbols)
 
 

@@ -62,9 +62,7 @@ class KvmModel:
         cpu = self.machine.cpu
         state = cpu.state
         mask = _MASK64 if cpu.code_width == 64 else _MASK32
-        number, *args = (
-            state.gpr[index] & mask for index in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI)
-        )
+        number, *args = (state.gpr[index] & mask for index in (fl.RAX, fl.RBX, fl.RCX, fl.RDX, fl.RSI))
         result = -self._interface.errors["EPERM"] if cpu.cpl else self._dispatch(number, args)
         name = self._interface.hypercalls.get(number, ("unknown", ""))[0]
         self.count(f"hypercall_{name}")

@@ -78,9 +78,7 @@ class LguestModel:
         self.guest_limit = memory.size + placement.resident_pages * PAGE
         guest = MemoryRange(memory.view, self.guest_limit)
         gdt_page = self.guest_limit
-        self.shadow = ShadowMmu(
-            memory, guest, gdt_page + PAGE, SHADOW_PAGES, machine.cpu.flush_tlb
-        )
+        self.shadow = ShadowMmu(memory, guest, gdt_page + PAGE, SHADOW_PAGES, machine.cpu.flush_tlb)
         self.space = GuestSpace(guest, self.shadow)
         self.shared = SharedPage(self.space, self.interface)
         self.gdt = RealGdt(memory.whole, gdt_page, build)

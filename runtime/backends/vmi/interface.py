@@ -94,9 +94,7 @@ def interface() -> VmiInterface:
         calls=calls,
         mmu=raw["mmu"],
         lazy=raw["lazy"],
-        alarm=Alarms(
-            tuple(alarm["counters"]), alarm["counter_mask"], alarm["periodic"], alarm["wired_lvtt"]
-        ),
+        alarm=Alarms(tuple(alarm["counters"]), alarm["counter_mask"], alarm["periodic"], alarm["wired_lvtt"]),
         lvtt=raw["apic"]["lvtt"],
         lvtt_masked=raw["apic"]["lvtt_masked"],
         ap_state={name: (row[0], row[1]) for name, row in raw["ap_state"].items()},

@@ -160,9 +160,7 @@ class VmiModel:
         bit = self.resident_code_bit
         if not code.selector & bit:
             return False
-        self.machine.cpu.set_interrupt_window(
-            ctypes.addressof(code) + type(code).selector.offset, bit, bit
-        )
+        self.machine.cpu.set_interrupt_window(ctypes.addressof(code) + type(code).selector.offset, bit, bit)
         return True
 
     def in_own_code(self) -> bool:

@@ -9,7 +9,6 @@ paging is off.
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from runtime.backends.xen.layout import PAGE_SIZE, numbers, struct
 from runtime.backends.xen.selectors import FLAT
 from runtime.boot.model import EntryState
 from runtime.cpu import flags as fl
+from runtime.deprivileged.callers import CallerIndex
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -264,8 +264,7 @@ def call_page(width: int) -> bytes:
             slots[name] = f" lcall {_CODE64}, {_low(labels['far_call32'])}"
         elif name in _UNDEFINED or call.kind == "jump" or not call.results:
             slots[name] = "ud2"
-    features = sum(1 << feature.bit for feature in spec.features if feature.name in _FEATURES)
-    return build_page(width, BACKEND_ID, slots, features=features)
+    return build_page(width, BACKEND_ID, slots, features=spec.feature_mask(*_FEATURES))
 
 
 def _low(address: int) -> int:
@@ -280,21 +279,15 @@ _SHARED_ROUTINES = {
 
 
 @functools.cache
-def _routine_starts() -> tuple[list[int], list[str]]:
-    placed = sorted((resident().labels[name], name) for name in _source().routines)
-    return [start for start, _ in placed], [name for _, name in placed]
+def _callers() -> CallerIndex:
+    return CallerIndex(_source(), resident().labels, _SHARED_ROUTINES, range(HOLE, HOLE + _STUBS))
 
 
 def caller_of(linear: int) -> str | None:
     """The ABI call to whose code an address of the resident pages belongs, None for other code."""
     if LOW_HOLE <= linear < LOW_HOLE + _STUBS:
         linear += HOLE - LOW_HOLE
-    if not HOLE <= linear < HOLE + _STUBS:
-        return None
-    starts, names = _routine_starts()
-    name = names[bisect.bisect_right(starts, linear) - 1]
-    name = _SHARED_ROUTINES.get(name, name)
-    return name if any(call.name == name for call in load_spec().calls) else None
+    return _callers().find(linear)
 
 
 # -- what lies in the pages at the start ---------------------------------------------------------

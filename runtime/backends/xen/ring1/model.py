@@ -32,11 +32,12 @@ from runtime.backends.xen.ring1.resident import (
     CONSOLE_PAGE,
     HOLE,
     IDENTITY_PAGE,
-    PRIVATE_PAGE,
     RESIDENT_PAGES,
     SHARED_PAGE,
     call_page,
     caller_of,
+    message,
+    place_of,
     resident,
     write_resident,
 )
@@ -334,9 +335,8 @@ class XenRing1(XenHypervisor):
     def _shut_down(self, reason: str) -> None:
         """A crash has its reason in the private page."""
         if reason == "crash":
-            at = self.machine.memory.size + PRIVATE_PAGE * PAGE + resident().variables["P_message"]
-            number = self.guest.load_u32(at)
-            self.machine.crash(resident().messages.get(number, "the guest says that it crashed"))
+            number = self.guest.load_u32(self.machine.memory.size + place_of("P_message"))
+            self.machine.crash(message(number))
         else:
             super()._shut_down(reason)
 
