@@ -19,7 +19,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import answer
 from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
-from runtime.cpu.implicit import reads_descriptors
+from runtime.cpu.implicit import DescriptorUse, descriptor_use
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.ports import PORT_MNEMONICS, port_allowed
 from runtime.cpu.start import enter_guest
@@ -330,12 +330,22 @@ class Machine:
 
     def page_fault(self, address: int, error_code: int) -> None:
         """From the CPU: see `CpuEvents.page_fault`."""
-        if self.cpu.cpl == _USER:
-            code = self.linear.try_read(self._code_address(0), 15)
-            if reads_descriptors(code, self.cpu) and self.cpu.run_as_supervisor():
-                return
+        if self.cpu.cpl == _USER and self._by_itself(address):
+            return
         self.cpu.state.cr[2] = address
         self.exception(fl.PAGE_FAULT, error_code, False)
+
+    def _by_itself(self, address: int) -> bool:
+        """Was it an access that the instruction makes with a supervisor's rights, and is it done or allowed now?"""
+        at = self._code_address(0)
+        use = descriptor_use(self.linear.try_read(at, 15), self.cpu)
+        if use is DescriptorUse.NONE:
+            return False
+        state = self.cpu.state
+        in_tables = any(0 <= address - table.base <= table.limit for table in (state.gdt, state.ldt))
+        if in_tables and self.cpu.let_read_descriptors(at):
+            return True
+        return self.cpu.run_as_supervisor(at, use is DescriptorUse.TRANSFER)
 
     def _code_address(self, offset: int) -> int:
         """Linear address of RIP + `offset`."""

@@ -8,21 +8,22 @@ once more with all of its accesses checked that way.
 
 from __future__ import annotations
 
+import enum
+
 import iced_x86
 
 from runtime.cpu.vcpu import VCpu
 
-__all__ = ["reads_descriptors"]
+__all__ = ["DescriptorUse", "descriptor_use"]
 
 _MNEMONICS = frozenset(
     getattr(iced_x86.Mnemonic, name)
     for name in (
-        "LDS", "LES", "LFS", "LGS", "LSS", "LAR", "LSL", "VERR", "VERW", "IRET", "IRETD", "IRETQ", "RETF",
+        "LDS", "LES", "LFS", "LGS", "LSS", "LAR", "LSL", "VERR", "VERW",
     )
 )  # fmt: skip
-_SEGMENTS = frozenset(
-    getattr(iced_x86.Register, name) for name in ("ES", "CS", "SS", "DS", "FS", "GS")
-)
+_RETURNS = frozenset(getattr(iced_x86.Mnemonic, name) for name in ("IRET", "IRETD", "IRETQ", "RETF"))
+_SEGMENTS = frozenset(getattr(iced_x86.Register, name) for name in ("ES", "CS", "SS", "DS", "FS", "GS"))
 _FAR_CODES = frozenset(
     value
     for name, value in vars(iced_x86.Code).items()
@@ -30,13 +31,26 @@ _FAR_CODES = frozenset(
 )
 
 
-def reads_descriptors(code: bytes, cpu: VCpu) -> bool:
-    """True if the instruction at the start of `code` makes supervisor accesses by itself."""
+class DescriptorUse(enum.Enum):
+    """Why an instruction reads descriptors."""
+
+    NONE = enum.auto()
+    LOAD = enum.auto()
+    """It loads or inspects a selector; execution goes on behind it."""
+    TRANSFER = enum.auto()
+    """It goes to another code segment, or to the same one anew."""
+
+
+def descriptor_use(code: bytes, cpu: VCpu) -> DescriptorUse:
+    """What the instruction at the start of `code` makes supervisor accesses for."""
     if not code:
-        return False
+        return DescriptorUse.NONE
     instruction = iced_x86.Decoder(cpu.code_width, code).decode()
-    if instruction.mnemonic in _MNEMONICS or instruction.code in _FAR_CODES:
-        return True
-    if instruction.mnemonic in (iced_x86.Mnemonic.MOV, iced_x86.Mnemonic.POP):
-        return instruction.op0_kind == iced_x86.OpKind.REGISTER and instruction.op0_register in _SEGMENTS
-    return False
+    if instruction.mnemonic in _RETURNS or instruction.code in _FAR_CODES:
+        return DescriptorUse.TRANSFER
+    if instruction.mnemonic in _MNEMONICS:
+        return DescriptorUse.LOAD
+    moves = instruction.mnemonic in (iced_x86.Mnemonic.MOV, iced_x86.Mnemonic.POP)
+    if moves and instruction.op0_kind == iced_x86.OpKind.REGISTER and instruction.op0_register in _SEGMENTS:
+        return DescriptorUse.LOAD
+    return DescriptorUse.NONE

@@ -16,7 +16,7 @@ from typing import Any
 from pvpatch.abi.errors import PvpatchError
 from runtime.cpu.assemble import assemble64
 from runtime.cpu.layout import CpuState
-from runtime.cpu.walker_code import walker_source
+from runtime.cpu.walker_code import FLUSH_TLB, walker_source
 
 __all__ = ["UNITS_PER_NS", "ControlBlock", "NativeCode"]
 
@@ -39,6 +39,7 @@ class ControlBlock(ctypes.Structure):
         ("window_mask", ctypes.c_uint64),
         ("window_flip", ctypes.c_uint64),
         ("force", ctypes.c_uint64),
+        ("blocks_left", ctypes.c_uint64),
         ("stopped", ctypes.c_uint64),
         ("emu_stop", ctypes.c_uint64),
         ("blocks", ctypes.c_uint64),
@@ -53,6 +54,8 @@ class ControlBlock(ctypes.Structure):
         ("executed_pages", ctypes.c_uint64),
         ("large_marks", ctypes.c_uint64 * 3),
         ("supervisor", ctypes.c_uint64),
+        ("descriptors", ctypes.c_uint64),
+        ("waiting", ctypes.c_uint64),
         ("walk", ctypes.c_uint64 * 4),
         ("fault", ctypes.c_uint64),
         ("fault_code", ctypes.c_uint64),
@@ -70,6 +73,8 @@ class ControlBlock(ctypes.Structure):
     window_flip: int
     """Interrupts are enabled when (word ^ flip) & mask is not zero."""
     force: int
+    blocks_left: int
+    """Not zero: the emulator stops where this many blocks have begun; looked at while `limit` is 0."""
     stopped: int
     emu_stop: int
     blocks: int
@@ -89,7 +94,11 @@ class ControlBlock(ctypes.Structure):
     large_marks: Any
     """Host addresses of the emulator's notes on large pages, per MMU mode."""
     supervisor: int
-    """Not zero: user accesses are checked as supervisor accesses (descriptor loads of user code)."""
+    """Not zero: user accesses are checked as supervisor accesses (what an instruction does by itself)."""
+    descriptors: int
+    """Not zero: those to the GDT and the LDT are, until the next block begins."""
+    waiting: int
+    """Not zero: an event waits for the guest to accept interrupts."""
     walk: Any
     fault: int
     fault_code: int
@@ -115,8 +124,14 @@ _BLOCK = f"""
     jae closer
     ret
 closer:
+    cmp qword ptr [rcx + {_FIELD["descriptors"]}], 0
+    jne descriptors_read
+look:
     cmp qword ptr [rcx + {_FIELD["force"]}], 0
     jne stop
+    mov r8, qword ptr [rcx + {_FIELD["blocks_left"]}]
+    test r8, r8
+    jne counted
     mov r8, qword ptr [rcx + {_FIELD["cpu"]}]
     test dword ptr [r8 + {_HFLAGS}], {_HF_INHIBIT_IRQ}
     jne resume
@@ -130,6 +145,44 @@ closer:
 stop:
     mov qword ptr [rcx + {_FIELD["stopped"]}], 1
     jmp qword ptr [rcx + {_FIELD["emu_stop"]}]
+counted:
+    dec r8
+    mov qword ptr [rcx + {_FIELD["blocks_left"]}], r8
+    je stop
+resume:
+    ret
+descriptors_read:
+    push rax
+    push rcx
+    sub rsp, 8
+    mov qword ptr [rcx + {_FIELD["descriptors"]}], 0
+    mov rdi, qword ptr [rcx + {_FIELD["engine"]}]
+    mov esi, {FLUSH_TLB}
+    xor eax, eax
+    call qword ptr [rcx + {_FIELD["uc_ctl"]}]
+    add rsp, 8
+    pop rcx
+    pop rax
+    mov r8, qword ptr [rcx + {_FIELD["force"]}]
+    or r8, qword ptr [rcx + {_FIELD["waiting"]}]
+    or r8, qword ptr [rcx + {_FIELD["blocks_left"]}]
+    jne look
+    mov r8, qword ptr [rcx + {_FIELD["deadline"]}]
+    mov qword ptr [rcx + {_FIELD["limit"]}], r8
+    cmp rax, r8
+    jae look
+    ret
+"""
+
+# void code(uc, u64 address, u32 size, ControlBlock *): what follows reads descriptors for user code
+_DESCRIPTORS = f"""
+    mov r8, qword ptr [rcx + {_FIELD["cpu"]}]
+    mov eax, dword ptr [r8 + {_HFLAGS}]
+    and eax, {_HF_CPL}
+    cmp eax, {_HF_CPL}
+    jne resume
+    mov qword ptr [rcx + {_FIELD["descriptors"]}], 1
+    mov qword ptr [rcx + {_FIELD["limit"]}], 0
 resume:
     ret
 """
@@ -197,6 +250,7 @@ class NativeCode:
         self.new_block = self._place(_NEW_BLOCK)
         self.fill_tlb = self._place(walker_source(_FIELD))
         self.count = self._place(_COUNT)
+        self.descriptors = self._place(_DESCRIPTORS)
         self.open_bus_read = self._place(_OPEN_BUS_READ)
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)
 

@@ -30,19 +30,19 @@ __all__ = ["CpuEvents", "Stop", "VCpu"]
 
 _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 _CODE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
-_IN = ctypes.CFUNCTYPE(
-    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p
-)
+_IN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 _OUT = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
 )
 _PLAIN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
-_EDGE = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
-)
+_EDGE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 
 TSC_READ_COST_NS = 200
 """Virtual cost of RDTSC; keeps the guest's polling loops short without changing what it measures."""
+
+
+DESCRIPTOR_READERS = 64
+"""Instructions of user code that read descriptors without an exit; each costs every translation a look."""
 
 
 class _TranslatedBlock(ctypes.Structure):
@@ -104,6 +104,7 @@ class VCpu:
         self.failure: BaseException | None = None
         """An error raised inside a callback; `run` raises it."""
         self.last_error = 0
+        self._reads_descriptors: set[int] = set()
         self._keep: list[Any] = []
         self._flags_word = ctypes.c_uint64()
         self._rip_word = ctypes.c_uint64()
@@ -249,9 +250,7 @@ class VCpu:
         def reached(_uc: int, _address: int, _size: int, _data: int) -> None:
             callback()
 
-        return self.add_hook(
-            uc_const.UC_HOOK_CODE, _CODE(self._guarded(reached, None)), 0, address, address
-        )
+        return self.add_hook(uc_const.UC_HOOK_CODE, _CODE(self._guarded(reached, None)), 0, address, address)
 
     def on_new_block(self, callback: Callable[[int, int], None], level: int = 0) -> int:
         """Call `callback(linear address, size)` when a block has been translated, before it runs.
@@ -365,6 +364,7 @@ class VCpu:
     def set_waiting(self, waiting: bool) -> None:
         """An event waits for the guest to accept interrupts: stop at the first block where it does."""
         control = self.control
+        control.waiting = waiting
         control.limit = 0 if waiting or control.force else control.deadline
 
     def use_guest_interrupt_flag(self) -> None:
@@ -401,17 +401,38 @@ class VCpu:
         except BaseException as error:
             self.failure = error
 
-    def run_as_supervisor(self) -> bool:
-        """Run one instruction whose memory accesses are all checked as supervisor accesses.
+    def let_read_descriptors(self, address: int) -> bool:
+        """From now on the instruction at linear `address`, run by user code, reads the GDT and the LDT.
 
+        The access counts as a supervisor's (Intel SDM vol. 3, 4.6.1). False if it did so already, or if there
+        are so many of these instructions that finding them would cost too much.
+        """
+        if address in self._reads_descriptors or len(self._reads_descriptors) >= DESCRIPTOR_READERS:
+            return False
+        self._reads_descriptors.add(address)
+        data = ctypes.addressof(self.control)
+        self.add_hook(uc_const.UC_HOOK_CODE, self.native.descriptors, data, address, address)
+        self.drop_translation(address, address + 1)
+        return True
+
+    def run_as_supervisor(self, address: int, transfers: bool) -> bool:
+        """Run one instruction, at linear `address`, whose memory accesses are all checked as supervisor accesses.
+
+        `transfers` says that it is a control transfer: that is a block by itself, and stopping behind a block
+        spares the emulator from dropping all its translations, as it does to run a single instruction.
         False if it faulted even so (nothing is delivered). After a transfer the emulator may begin the next
         instruction too: if that one faults, RIP has moved, and it will fault again by itself.
         """
         control = self.control
         control.supervisor = 1
         start = self.state.rip
-        error = uclib.uc_emu_start(self.handle, start, 0, 0, 1)
-        control.supervisor = 0
+        if transfers:
+            control.blocks_left, control.limit = 2, 0
+        else:
+            self.drop_translation(address, address + 1)
+        error = uclib.uc_emu_start(self.handle, start, 0, 0, 0 if transfers else 1)
+        control.supervisor = control.blocks_left = 0
+        self.set_waiting(bool(control.waiting))
         self.flush_tlb()
         faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault and self.state.rip == start
         control.fault = 0

@@ -19,12 +19,13 @@ from collections.abc import Mapping
 
 from unicorn import unicorn_const as uc_const
 
-from runtime.cpu.layout import CpuState
+from runtime.cpu.layout import CpuState, SegmentCache
 
-__all__ = ["NOT_CANONICAL", "PAGE_FAULT", "walker_source"]
+__all__ = ["FLUSH_TLB", "NOT_CANONICAL", "PAGE_FAULT", "walker_source"]
 
 _READ, _WRITE, _FETCH = uc_const.UC_MEM_READ, uc_const.UC_MEM_WRITE, uc_const.UC_MEM_FETCH
-_FLUSH = uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
+FLUSH_TLB = uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
+"""The command of `uc_ctl` that drops all cached translations."""
 _FRAME = 0x000F_FFFF_FFFF_F000
 _RESERVED = 0x000F_FF00_0000_0000
 """Physical addresses have 40 bits (CPUID 0x80000008)."""
@@ -34,6 +35,22 @@ PAGE_FAULT, NOT_CANONICAL = 1, 2
 
 def _state(name: str, index: int = 0) -> str:
     return f"r9 + {getattr(CpuState, name).offset + index * 8}"
+
+
+def _within(table: str) -> str:
+    """Goes to `supervisor` if the page of the access holds descriptors of this table."""
+    cache = getattr(CpuState, table).offset
+    return f"""
+    mov rdx, qword ptr [r9 + {cache + SegmentCache.base.offset}]
+    mov esi, dword ptr [r9 + {cache + SegmentCache.limit.offset}]
+    add rsi, rdx
+    and rdx, -4096
+    cmp rbp, rdx
+    jb not_{table}
+    cmp rbp, rsi
+    jbe supervisor
+not_{table}:
+"""
 
 
 def walker_source(field: Mapping[str, int]) -> str:
@@ -219,6 +236,9 @@ leaf:
     jne supervisor
     cmp qword ptr [r8 + {field["supervisor"]}], 0
     jne supervisor
+    cmp qword ptr [r8 + {field["descriptors"]}], 0
+    jne descriptor_table
+user:
     test r12d, 4
     je protection
     cmp edi, {_WRITE}
@@ -232,6 +252,12 @@ user_fetch:
     bt r13, 63
     jb protection
     jmp granted
+descriptor_table:
+    cmp edi, {_FETCH}
+    je user
+{_within("gdt")}
+{_within("ldt")}
+    jmp user
 supervisor:
     cmp edi, {_WRITE}
     jne supervisor_fetch
@@ -307,7 +333,7 @@ fetch:
     mov r12, rcx
     mov r13d, edx
     mov rdi, qword ptr [r8 + {field["engine"]}]
-    mov esi, {_FLUSH}
+    mov esi, {FLUSH_TLB}
     xor eax, eax
     call qword ptr [r8 + {field["uc_ctl"]}]
     mov rcx, r12

@@ -269,10 +269,8 @@ def test_triple_fault_ends_the_run_with_a_report(width: int) -> None:
     assert "triple fault" in crash.reason
 
 
-@BOTH
-@pytest.mark.parametrize("load", ["mov ds, eax", "lar ecx, eax", "verr ax", "push {word}; pop fs"])
-def test_user_code_loads_descriptors_from_supervisor_pages(width: int, load: str) -> None:
-    """The GDT lies in a page that user code cannot read; loading a selector reads it all the same."""
+def _descriptors_in_a_supervisor_page(width: int, user: str) -> World:
+    """A world whose GDT was moved to a page that user code cannot read, and user code for it."""
     code = f"""
         mov esi, {GDT}
         mov edi, {PAGED}
@@ -285,9 +283,33 @@ def test_user_code_loads_descriptors_from_supervisor_pages(width: int, load: str
         mov dword ptr [{{b}}+6], 0
         lgdt [{{b}}]
     """.replace("{b}", "rbx" if width == 64 else "ebx")
-    user = f"mov eax, {UDATA};" + load.replace("{word}", "rax" if width == 64 else "eax") + "; ud2"
-    world = World(width, code, user=user, paging=True, pages={0: PAGED | 3}).run()
-    assert world.vector == 6
-    world = World(width, code, user=f"mov ebx, {PAGED}; mov eax, [{'rbx' if width == 64 else 'ebx'}]",
-                  paging=True, pages={0: PAGED | 3}).run()  # fmt: skip
-    assert (world.vector, world.frame(1)[0]) == (14, 5)
+    return World(width, code, user=user, paging=True, pages={0: PAGED | 3}).run()
+
+
+def _iret_to(width: int, label: str) -> str:
+    """User code that returns to itself, as kernels at an outer level do to serialize."""
+    if width == 32:
+        return f"pushfd; push cs; mov ecx, {label}; push ecx; iretd; {label}:"
+    return f"""
+        mov rcx, rsp; push {UDATA}; push rcx; pushfq; push {UCODE}
+        lea rcx, [rip + {label}]; push rcx; iretq; {label}:"""
+
+
+@BOTH
+@pytest.mark.parametrize("load", ["mov ds, eax", "lar ecx, eax", "verr ax", "push {word}; pop fs"])
+def test_user_code_loads_descriptors_from_supervisor_pages(width: int, load: str) -> None:
+    """The GDT lies in a page that user code cannot read; loading a selector reads it all the same."""
+    word, pointer = ("rax", "rbx") if width == 64 else ("eax", "ebx")
+    load = f"mov eax, {UDATA};" + load.replace("{word}", word)
+    assert _descriptors_in_a_supervisor_page(width, f"{load}; ud2").vector == 6
+    for before in ("", f"{load}; jmp behind; behind:", f"{_iret_to(width, 'here')} nop;"):
+        world = _descriptors_in_a_supervisor_page(width, f"{before} mov ebx, {PAGED}; mov eax, [{pointer}]")
+        assert (world.vector, world.frame(1)[0]) == (14, 5), before
+
+
+@BOTH
+def test_user_code_returns_to_its_own_level_again_and_again(width: int) -> None:
+    """Each IRET reads two descriptors; the second time the emulator needs no help with it."""
+    counter = "r8d" if width == 64 else "ebx"
+    code = f"mov {counter}, 1000; again: {_iret_to(width, 'back')} dec {counter}; jne again; ud2"
+    assert _descriptors_in_a_supervisor_page(width, code).vector == 6
