@@ -21,7 +21,10 @@ from runtime.boot.model import BootSegment
 from runtime.cpu.vcpu import VCpu
 from runtime.memory import GuestMemory
 
-__all__ = ["CallCounter", "CallPage", "PatchedImage", "find_patched_image"]
+__all__ = ["PORT_CALLS", "CallCounter", "CallPage", "PatchedImage", "find_patched_image"]
+
+PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
+"""ABI calls that reach a device, and with it the hypervisor, each time."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ guest gets the fault.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from iced_x86 import Code, OpKind, Register, RegisterInfo
 
@@ -23,9 +25,15 @@ if TYPE_CHECKING:
     import iced_x86
 
     from runtime.machine import Machine
+    from runtime.memory import MemoryRange
 
-__all__ = ["MissedSites", "SiteHost"]
+__all__ = ["SILENT", "MissedSites", "SiteHost"]
 
+SILENT = frozenset({
+    "pushf", "pushfd", "pushfq", "popf", "popfd", "popfq", "sgdt", "sidt", "sldt", "str", "smsw",
+    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
+})  # fmt: skip
+"""Sensitive instructions that do not trap below privilege 0: a patch or nothing intercepts them."""
 _KERNEL_PRIVILEGE = 1
 
 _WORD = 0xFFFFFFFF
@@ -68,32 +76,47 @@ def _plain_calls() -> dict[str, Call]:
     return found
 
 
-class SiteHost(Protocol):
-    """What the sites need of a hypervisor and of the resident code beside the guest."""
+class SiteHost(ABC):
+    """What the sites need of a hypervisor and of the resident code beside the guest.
 
-    @property
-    def machine(self) -> Machine:
-        """The machine."""
+    `variables` is memory in which `place_of` names the variables of the resident code, which lies behind the
+    guest's RAM; `flat_selectors` are the code and data selectors of that code.
+    """
 
-    @property
-    def flat_selectors(self) -> tuple[int, int]:
-        """Code and data selectors of the resident code, with RPL 0."""
-
-    def read_linear(self, linear: int, length: int) -> bytes:
-        """Guest memory. Raises `PageFault`."""
-
-    def write_linear(self, linear: int, data: bytes) -> None:
-        """Write guest memory. Raises `PageFault`."""
+    def __init__(
+        self,
+        machine: Machine,
+        variables: MemoryRange,
+        place_of: Callable[[str], int],
+        flat_selectors: tuple[int, int],
+    ) -> None:
+        self.machine = machine
+        self._variables = variables
+        self._place_of = place_of
+        code, data = flat_selectors
+        self.flat_selectors = code & ~3, data & ~3
 
     def load_variable(self, name: str) -> int:
         """A 32-bit V_ or P_ variable of the resident code."""
+        return self._variables.load_u32(self.machine.memory.size + self._place_of(name))
 
     def store_variable(self, name: str, value: int) -> None:
         """Set a 32-bit V_ or P_ variable of the resident code."""
+        self._variables.store_u32(self.machine.memory.size + self._place_of(name), value)
 
+    @abstractmethod
+    def read_linear(self, linear: int, length: int) -> bytes:
+        """Guest memory. Raises `PageFault`."""
+
+    @abstractmethod
+    def write_linear(self, linear: int, data: bytes) -> None:
+        """Write guest memory. Raises `PageFault`."""
+
+    @abstractmethod
     def interrupt_flag(self) -> int:
         """The guest's IF, in its place in EFLAGS."""
 
+    @abstractmethod
     def set_interrupt_flag(self, value: int) -> None:
         """Set the guest's IF from EFLAGS; what waits may come at the next instruction."""
 

@@ -13,6 +13,7 @@ from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.kvm.interface import interface
 from runtime.backends.kvm.model import VMCALL_BYTES, KvmModel
 from runtime.backends.slotfile import read_slot_file
+from runtime.callpages import PORT_CALLS
 
 if TYPE_CHECKING:
     from runtime.cpu.cpuid import CpuidAnswer
@@ -23,11 +24,7 @@ __all__ = ["BACKEND", "KvmBackend"]
 
 _BACKEND_ID = 1
 _FEATURES = ("clock", "stolen")
-_ALWAYS_EXIT = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32)) | {
-    "cpuid",
-    "halt",
-    "safe_halt",
-}
+_ALWAYS_EXIT = PORT_CALLS | {"cpuid", "halt", "safe_halt"}
 """ABI calls whose instruction always leaves a KVM guest."""
 
 

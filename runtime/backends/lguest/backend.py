@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import PvpatchError
-from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER_SIZE, SLOT_SIZE
+from pvpatch.abi.layout import HEADER_SIZE, SLOT_SIZE
 from pvpatch.abi.spec import load_spec
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
@@ -30,8 +30,9 @@ from runtime.backends.lguest.resident import (
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import mnemonic_name
-from runtime.deprivileged.missed import MissedSites
+from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.shadow import PAGE
 
 if TYPE_CHECKING:
@@ -43,14 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKEND", "LguestBackend"]
 
-_SILENT = frozenset({
-    "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
-})  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 1."""
 _PORTS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
 """Watched because the emulated CPU does not check IOPL for them."""
-_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 _USER = 3
 
 
@@ -63,16 +58,11 @@ class LguestHypervisor(Hypervisor):
         placement = Placement(RESIDENT_PAGES, HOLE if self._patched else 0, CODE_PAGES)
         build = ABI_HOST if self._patched else LINUX_HOST
         self.model = LguestModel(machine, build, placement)
-        self._call_exits: Counter[str] = Counter()
         if self._patched:
             self.model.on_request = self._hypercall
         self._missed = MissedSites(LguestSites(self.model))
         self.model.on_privileged = self._privileged
-        self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
-        if machine.patched is not None:
-            for page in machine.patched.pages:
-                for start in {page.physical, page.virtual}:
-                    self._own_ranges.append((start, start + CALL_PAGE_SIZE))
+        self._code = GuestCode(machine, (HOLE, HOLE + RESIDENT_PAGES * PAGE))
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -141,8 +131,7 @@ class LguestHypervisor(Hypervisor):
 
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call page."""
-        address &= 0xFFFFFFFF  # linear addresses wrap where CS has a base
-        return any(start <= address < end for start, end in self._own_ranges)
+        return self._code.owns(address & 0xFFFFFFFF)  # linear addresses wrap where CS has a base
 
     def on_syscall(self) -> bool:
         """SYSCALL enters the host, which does not offer it: #UD for the guest."""
@@ -181,13 +170,11 @@ class LguestHypervisor(Hypervisor):
                     number = (linear - start - HEADER_SIZE) // SLOT_SIZE
                     if 0 <= number < page.header.slot_count:
                         name = load_spec().calls[number].name
-        if name is not None:
-            self._call_exits[name] += 1
+        self._code.exited(name)
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that reached the host, by name: hypercalls as they came, port I/O always."""
-        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
-        return {**self._call_exits, **ports}
+        return self._code.call_exits()
 
     def counters(self) -> dict[str, int]:
         """The shadow's work."""
@@ -205,7 +192,7 @@ class LguestBackend:
         memory="shadow",
         time_source="TSC scaled to ns, SET_CLOCKEVENT (relative ns)",
         summary="lguest of Linux 3.1 to 4.13: i386 kernels at privilege 1, shadow paging, INT 0x1F",
-        watched=_SILENT | _PORTS,
+        watched=SILENT | _PORTS,
     )
 
     def hidden_memory(self, memory_size: int) -> int:

@@ -14,7 +14,6 @@ import iced_x86
 from iced_x86 import Code, Mnemonic, Register
 
 from runtime.deprivileged.instructions import PortInstructions
-from runtime.deprivileged.view import ShadowView
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ class Launcher:
 
     def __init__(self, model: LguestModel) -> None:
         self._model = model
-        machine = model.machine
-        view = ShadowView(machine.cpu, model.shadow, model.space.physical)
-        self._ports = PortInstructions(machine, view)
+        self._ports = PortInstructions(model.machine, model.view)
 
     def decode(self) -> iced_x86.Instruction | None:
         """The instruction at CS:EIP, None if it cannot be read or is not one."""

@@ -29,6 +29,7 @@ from runtime.boot.model import FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
+from runtime.deprivileged.view import ShadowView
 from runtime.devices.rtc import DEFAULT_EPOCH
 from runtime.machine import Machine
 from runtime.memory import MemoryRange, PageFault
@@ -79,12 +80,13 @@ class LguestModel:
         guest = MemoryRange(memory.view, self.guest_limit)
         gdt_page = self.guest_limit
         self.shadow = ShadowMmu(memory, guest, gdt_page + PAGE, SHADOW_PAGES, machine.cpu.flush_tlb)
-        self.space = GuestSpace(guest, self.shadow)
+        self.space = GuestSpace(guest)
+        self.view = ShadowView(machine.cpu, self.shadow, guest)
         self.shared = SharedPage(self.space, self.interface)
         self.gdt = RealGdt(memory.whole, gdt_page, build)
         self.gates = Gates(self.interface)
         self.traps = Traps(
-            machine.cpu, self.space, self.shared, self.gdt, self.gates, build, self.interface.always_exit
+            machine.cpu, self.view, self.shared, self.gdt, self.gates, build, self.interface.always_exit
         )
         self.interrupts = Interrupts(self)
         self.launcher = Launcher(self)

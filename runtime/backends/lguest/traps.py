@@ -12,6 +12,7 @@ from runtime.backends.lguest.errors import GuestKilled
 from runtime.backends.lguest.interface import HostBuild, LguestInterface
 from runtime.backends.lguest.space import GuestSpace
 from runtime.cpu import flags as fl
+from runtime.cpu.linear import LinearMemory
 from runtime.cpu.segments import set_code_segment, set_stack_segment, update_modes
 from runtime.cpu.vcpu import VCpu
 from runtime.memory import PageFault
@@ -47,7 +48,7 @@ class Traps:
     def __init__(
         self,
         cpu: VCpu,
-        space: GuestSpace,
+        view: LinearMemory,
         shared: SharedPage,
         gdt: RealGdt,
         gates: Gates,
@@ -55,7 +56,7 @@ class Traps:
         always_exit: frozenset[int],
     ) -> None:
         self._cpu = cpu
-        self._space = space
+        self._view = view
         self._shared = shared
         self._gdt = gdt
         self._gates = gates
@@ -110,7 +111,7 @@ class Traps:
         frame = b"".join(word.to_bytes(4, "little") for word in reversed(words))
         pointer = (pointer - len(frame)) & 0xFFFFFFFF
         try:
-            self._space.write_linear((base + pointer) & 0xFFFFFFFF, frame)
+            self._view.write((base + pointer) & 0xFFFFFFFF, frame)
         except PageFault as problem:
             raise GuestKilled(
                 f"no stack for trap {vector} at {state.rip:#x}: {problem.linear:#x} is not writable"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import PvpatchError
-from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.vmi.calls.control import enter_sysenter
 from runtime.backends.vmi.missed import VmiSites
@@ -29,8 +27,9 @@ from runtime.backends.vmi.rom import PAGE, VROM_SIGNATURE
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import mnemonic_name
-from runtime.deprivileged.missed import MissedSites
+from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -42,12 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKEND", "VmiBackend", "VmiHypervisor"]
 
-_SILENT = frozenset({
-    "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
-})  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 1."""
-_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 _VMCALL = b"\x0f\x01\xc1"
 _USER = 3
 
@@ -68,13 +61,9 @@ class VmiHypervisor(Hypervisor):
         self._knows_vmi = any(VROM_SIGNATURE in segment.data for segment in machine.image.segments)
         self._missed = MissedSites(VmiSites(self.model))
         self._entry: EntryState | None = None
-        self._call_exits: Counter[str] = Counter()
-        self._own_ranges = [(self.model.known.virtual_top, 1 << 32)]
-        if machine.patched is not None:
+        self._code = GuestCode(machine, (self.model.known.virtual_top, 1 << 32))
+        if self._patched:
             self.model.on_call = self._called
-            for page in machine.patched.pages:
-                for start in {page.physical, page.virtual}:
-                    self._own_ranges.append((start, start + CALL_PAGE_SIZE))
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -163,17 +152,14 @@ class VmiHypervisor(Hypervisor):
 
     def is_own_code(self, address: int) -> bool:
         """The ROM, the guest-side code beside it, and the call page."""
-        address &= 0xFFFFFFFF  # linear addresses wrap where CS has a base
-        return any(start <= address < end for start, end in self._own_ranges)
+        return self._code.owns(address & 0xFFFFFFFF)  # linear addresses wrap where CS has a base
 
     def _called(self) -> None:
         """Attribute a call that leaves the ROM to the ABI call whose code made it."""
         state = self.machine.cpu.state
         linear = (state.segments[fl.SS].base + state.gpr[fl.RSP]) & 0xFFFFFFFF
         caller = int.from_bytes(self.machine.linear.try_read(linear, 4), "little")
-        name = caller_of(caller)
-        if name is not None:
-            self._call_exits[name] += 1
+        self._code.exited(caller_of(caller))
 
     def on_sysenter(self) -> bool:
         """SYSENTER enters the kernel at privilege 1."""
@@ -209,8 +195,7 @@ class VmiHypervisor(Hypervisor):
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that left the ROM, by name, and port I/O, which always does."""
-        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
-        return {**self._call_exits, **ports}
+        return self._code.call_exits()
 
     def counters(self) -> dict[str, int]:
         """The shadow's work."""
@@ -228,7 +213,7 @@ class VmiBackend:
         memory="shadow",
         time_source="GetCycleCounter and SetAlarm (cycles)",
         summary="VMware VMI, API 3.0: i386 kernels at privilege 1, shadow paging, an option ROM",
-        watched=_SILENT,
+        watched=SILENT,
     )
 
     def hidden_memory(self, memory_size: int) -> int:

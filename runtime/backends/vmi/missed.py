@@ -6,29 +6,20 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.vmi.resident import FLAT_CODE, FLAT_DATA, place_of
 from runtime.cpu import flags as fl
+from runtime.deprivileged.missed import SiteHost
 
 if TYPE_CHECKING:
     from runtime.backends.vmi.model import VmiModel
-    from runtime.machine import Machine
 
 __all__ = ["VmiSites"]
 
 
-class VmiSites:
+class VmiSites(SiteHost):
     """The `SiteHost` of one VMI guest."""
 
     def __init__(self, model: VmiModel) -> None:
+        super().__init__(model.machine, model.guest, place_of, (FLAT_CODE, FLAT_DATA))
         self._model = model
-
-    @property
-    def machine(self) -> Machine:
-        """The machine."""
-        return self._model.machine
-
-    @property
-    def flat_selectors(self) -> tuple[int, int]:
-        """The resident code's own segments."""
-        return FLAT_CODE & ~3, FLAT_DATA & ~3
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""
@@ -37,17 +28,6 @@ class VmiSites:
     def write_linear(self, linear: int, data: bytes) -> None:
         """Write guest memory. Raises `PageFault`."""
         self._model.view.write(linear, data)
-
-    def _variable(self, name: str) -> int:
-        return self._model.machine.memory.size + place_of(name)
-
-    def load_variable(self, name: str) -> int:
-        """A variable of the resident code."""
-        return self._model.guest.load_u32(self._variable(name))
-
-    def store_variable(self, name: str, value: int) -> None:
-        """Set a variable of the resident code."""
-        self._model.guest.store_u32(self._variable(name), value)
 
     def interrupt_flag(self) -> int:
         """The interrupt mask."""

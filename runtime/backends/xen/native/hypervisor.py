@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.native.missed import MissedSites, uses_selector
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
@@ -28,23 +26,19 @@ from runtime.backends.xen.native.resident import (
 from runtime.backends.xen.operands import decode_at
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import mnemonic_name
+from runtime.deprivileged.missed import SILENT
 
 if TYPE_CHECKING:
     from runtime.boot.model import EntryState
     from runtime.cpu.watch import Site
     from runtime.machine import Machine
 
-__all__ = ["NATIVE_HIDDEN", "SILENT", "NativeHypervisor"]
+__all__ = ["NATIVE_HIDDEN", "NativeHypervisor"]
 
 NATIVE_HIDDEN = (RESIDENT_PAGES + HOST_PAGES) * PAGE_SIZE
 """Bytes above RAM that a native guest needs."""
-SILENT = frozenset({
-    "pushf", "pushfd", "pushfq", "popf", "popfd", "popfq", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
-})  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 3."""
-_PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 
 
 class NativeHypervisor(TranslatedDomain):
@@ -65,13 +59,8 @@ class NativeHypervisor(TranslatedDomain):
         machine.capabilities = replace(machine.capabilities, watched=SILENT)
         super().__init__(machine, placement)
         self._missed = MissedSites(self)
-        self._call_exits: Counter[str] = Counter()
         size = RESIDENT_PAGES * PAGE_SIZE
-        self._own = [(HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size)]
-        if machine.patched is not None:
-            for page in machine.patched.pages:
-                for start in {page.physical, page.virtual}:
-                    self._own.append((start, start + CALL_PAGE_SIZE))
+        self._code = GuestCode(machine, (HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size))
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code."""
@@ -95,7 +84,7 @@ class NativeHypervisor(TranslatedDomain):
 
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call pages."""
-        return any(start <= address < end for start, end in self._own)
+        return self._code.owns(address)
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""
@@ -128,12 +117,9 @@ class NativeHypervisor(TranslatedDomain):
 
     def _begin(self) -> int:
         state = self.machine.cpu.state
-        name = caller_of(int(state.rip) - 2) if self.traps.in_kernel else None
-        if name is not None:
-            self._call_exits[name] += 1
+        self._code.exited(caller_of(int(state.rip) - 2) if self.traps.in_kernel else None)
         return super()._begin()
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that reached Xen, by name: hypercalls as they came, port I/O always."""
-        ports = {name: count for name, count in self.machine.call_entries().items() if name in _PORT_CALLS}
-        return {**self._call_exits, **ports}
+        return self._code.call_exits()

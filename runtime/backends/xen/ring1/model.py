@@ -8,13 +8,11 @@ to the domain with its pin as physical interrupt 0, and pages of the domain's ma
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from iced_x86 import Mnemonic
 
-from pvpatch.abi.layout import CALL_PAGE_SIZE
 from runtime.backends import Hypervisor
 from runtime.backends.xen.console import ConsoleRing
 from runtime.backends.xen.construction import DOMID, TSC_HZ, XEN_GDT
@@ -50,7 +48,8 @@ from runtime.boot.model import EntryState, FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
-from runtime.deprivileged.missed import MissedSites
+from runtime.deprivileged.guestcode import GuestCode
+from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.memory import MemoryRange, PageFault
 
@@ -72,12 +71,6 @@ XEN_LEAVES = 4
 """Upper four bits of the CPUID leaves that are Xen's."""
 CR0 = 0x8001_0031
 CR4_PAE = 1 << 5
-SILENT = frozenset({
-    "pushf", "pushfd", "popf", "popfd", "sgdt", "sidt", "sldt", "str", "smsw",
-    "lar", "lsl", "verr", "verw", "mov cs", "mov ss", "push cs", "push ss", "call far",
-})  # fmt: skip
-"""Sensitive instructions that do not trap at privilege 1."""
-PORT_CALLS = frozenset(f"{way}{size}" for way in ("in", "out", "ins", "outs") for size in (8, 16, 32))
 
 
 class _ShadowCpu(DomainCpu):
@@ -127,14 +120,9 @@ class XenRing1(XenHypervisor):
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self.width = 32
-        self._call_exits: Counter[str] = Counter()
         self._patched = machine.patched is not None
         self.pin = _ControllerPin(self)
-        self._missed = MissedSites(RingOneSites(self))
-        self._own_ranges = [(HOLE, HOLE + RESIDENT_PAGES * PAGE)]
-        for page in machine.patched.pages if machine.patched is not None else ():
-            for start in {page.physical, page.virtual}:
-                self._own_ranges.append((start, start + CALL_PAGE_SIZE))
+        self._code = GuestCode(machine, (HOLE, HOLE + RESIDENT_PAGES * PAGE))
 
     # -- building ------------------------------------------------------------------------------
 
@@ -185,6 +173,7 @@ class XenRing1(XenHypervisor):
             translated=True,
             physical_interrupt=self.pin,
         )
+        self._missed = MissedSites(RingOneSites(self))
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
         self._finish_domain(shared_info)
 
@@ -312,8 +301,7 @@ class XenRing1(XenHypervisor):
 
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call page."""
-        address &= 0xFFFFFFFF
-        return any(start <= address < end for start, end in self._own_ranges)
+        return self._code.owns(address & 0xFFFFFFFF)  # linear addresses wrap where CS has a base
 
     def console_input(self, data: bytes) -> None:
         """A native kernel reads its serial port."""
@@ -322,15 +310,12 @@ class XenRing1(XenHypervisor):
     # -- figures ---------------------------------------------------------------------------------
 
     def _begin(self) -> int:
-        name = caller_of(self._linear())
-        if name is not None:
-            self._call_exits[name] += 1
+        self._code.exited(caller_of(self._linear()))
         return super()._begin()
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that reached Xen, by name: hypercalls as they came, port I/O always."""
-        ports = {name: count for name, count in self.machine.call_entries().items() if name in PORT_CALLS}
-        return {**self._call_exits, **ports}
+        return self._code.call_exits()
 
     def _shut_down(self, reason: str) -> None:
         """A crash has its reason in the private page."""

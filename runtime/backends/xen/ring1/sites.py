@@ -8,30 +8,22 @@ from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.ring1.resident import place_of
 from runtime.backends.xen.selectors import FLAT
 from runtime.cpu import flags as fl
+from runtime.deprivileged.missed import SiteHost
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
     from runtime.backends.xen.ring1.model import XenRing1
-    from runtime.machine import Machine
 
 __all__ = ["RingOneSites"]
 
 
-class RingOneSites:
+class RingOneSites(SiteHost):
     """The `SiteHost` of one translated pv32 domain."""
 
     def __init__(self, model: XenRing1) -> None:
+        flat = FLAT[32]["kernel_cs"], FLAT[32]["kernel_ss"]
+        super().__init__(model.machine, model.guest, place_of, flat)
         self._model = model
-
-    @property
-    def machine(self) -> Machine:
-        """The machine."""
-        return self._model.machine
-
-    @property
-    def flat_selectors(self) -> tuple[int, int]:
-        """Xen's flat segments, with RPL 0."""
-        return FLAT[32]["kernel_cs"] & ~3, FLAT[32]["kernel_ss"] & ~3
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""
@@ -46,17 +38,6 @@ class RingOneSites:
             self._model.domain.space.write(linear, data)
         except XenError:
             raise PageFault(linear, 2) from None
-
-    def _variable(self, name: str) -> int:
-        return self._model.machine.memory.size + place_of(name)
-
-    def load_variable(self, name: str) -> int:
-        """A variable of the resident code."""
-        return self._model.guest.load_u32(self._variable(name))
-
-    def store_variable(self, name: str, value: int) -> None:
-        """Set a variable of the resident code."""
-        self._model.guest.store_u32(self._variable(name), value)
 
     def interrupt_flag(self) -> int:
         """The guest's IF."""
