@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pvpatch.abi.spec import load_spec
 from rewriter.decode.forms import match_form, mnemonic_names
 from rewriter.emit.binding import Refused, bind
 from rewriter.emit.marshal import refusal, spares_stack
@@ -49,9 +50,12 @@ def bind_sites(view: CodeView, reach: Reach, addresses: Iterable[int], foreign: 
             assert instruction is not None
             paired[instruction.next_ip] = address
             calls[instruction.next_ip] = found.binding.call
-    for address, reason in _without_stack(view, sites).items():
-        del sites[address]
-        kept[address] = reason
+    for address in _without_stack(view, sites):
+        if reason := _no_cell(sites[address], reach):
+            del sites[address]
+            kept[address] = reason
+        else:
+            sites[address] = replace(sites[address], stackless=True)
     return Bound(sites, kept, calls, paired)
 
 
@@ -80,26 +84,34 @@ def _bind_one(view: CodeView, reach: Reach, address: int) -> Patchable | str:
     if binding.length == 2:
         assert following is not None
         end = following.next_ip
-    return Patchable(address, bits, binding, end)
+    return Patchable(address, bits, binding, end, call.replaces.index(form))
 
 
-def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> dict[int, str]:
+def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> list[int]:
     """Sites that run when SS is new and the stack pointer is still the old one.
 
     The new segment may have another base, or no room at all, so no thunk may touch the stack
-    there, not even to give back a register.
+    there, not even to give back a register. In 64-bit mode SS has neither (SDM vol. 3, 3.4.4).
     """
-    refused: dict[int, str] = {}
+    found: set[int] = set()
     for address, site in sites.items():
-        if not site.binding.loads_ss:
+        if not site.binding.loads_ss or site.bits == 64:
             continue
         zone = () if site.binding.copies else stackless_after(view, site.end)
         if zone is None:
             continue
-        dead = dead_registers(view, site.end, site.bits)
-        if not spares_stack(site.binding, site.bits, dead):
-            refused[address] = "it loads SS, and no register is free to come back without a stack"
-        for inside in zone:
-            if inside in sites:
-                refused[inside] = "no stack is known to exist: SS was loaded and the stack pointer not yet"
-    return refused
+        if not spares_stack(site.binding, site.bits, dead_registers(view, site.end, site.bits)):
+            found.add(address)
+        found |= {inside for inside in zone if inside in sites}
+    return sorted(found)
+
+
+def _no_cell(site: Patchable, reach: Reach) -> str:
+    """Why a site without a stack cannot have the stackless form; empty when it can."""
+    spec = load_spec()
+    call = spec.call(site.binding.call)
+    if reach.kind == "absolute":
+        return "no stack is known to exist, and its thunk is reached by a call"
+    if not spec.is_stackless(call, call.replaces[site.form]):
+        return "no stack is known to exist, and what it does needs one"
+    return ""

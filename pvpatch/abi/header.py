@@ -6,7 +6,16 @@ offset it declares where the compiler knows C11.
 
 from __future__ import annotations
 
-from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER, LOCATOR, LOCATOR_VERSION, Field, Structure, vcpu_page
+from pvpatch.abi.layout import (
+    CALL_PAGE_SIZE,
+    CELL,
+    HEADER,
+    LOCATOR,
+    LOCATOR_VERSION,
+    Field,
+    Structure,
+    vcpu_page,
+)
 from pvpatch.abi.spec import Argument, Call, Spec, load_spec
 
 __all__ = ["c_header"]
@@ -94,7 +103,7 @@ def c_header(spec: Spec | None = None) -> str:
         lines += ["", f"/* {group.title}. {group.why} */"]
         lines += [_call(call) for call in spec.in_group(group.name)]
     lines += [""]
-    structures = (HEADER, LOCATOR, vcpu_page())
+    structures = (HEADER, LOCATOR, CELL, vcpu_page())
     for structure in structures:
         lines += _structure(structure)
     lines += ["#if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L"]

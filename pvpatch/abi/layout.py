@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from pvpatch.abi.spec import Spec, load_spec
 
 __all__ = [
     "CALL_PAGE_SIZE",
+    "CELL",
+    "CELL_SIZE",
     "HEADER",
     "HEADER_SIZE",
     "LOCATOR",
@@ -25,14 +28,17 @@ __all__ = [
     "LOCATOR_VERSION",
     "SLOT_SIZE",
     "VCPU_PAGE_SIZE",
+    "Cell",
     "Field",
     "Header",
     "Locator",
     "Structure",
     "find_locators",
+    "pack_cells",
     "pack_header",
     "pack_locator",
     "slot_offset",
+    "unpack_cells",
     "unpack_header",
     "unpack_locator",
     "vcpu_page",
@@ -42,6 +48,7 @@ LOCATOR_MAGIC = b"PVPATCH-LOCATOR\0"
 LOCATOR_VERSION = 1
 LOCATOR_SIZE = 64
 LOCATOR_ALIGN = 16
+CELL_SIZE = 16
 VCPU_PAGE_SIZE = 4096
 
 CALL_PAGE_SIZE = load_spec().page_size
@@ -150,8 +157,23 @@ LOCATOR = _lay_out(
         Field("off_page32", 4, "offset of the 32-bit call page in the resident, 0 none"),
         Field("off_page64", 4, "offset of the 64-bit call page in the resident, 0 none"),
         Field("off_entry_stub", 4, "offset of the code that runs first, 0 none"),
-        Field("reserved", 4, "zero", 2),
+        Field("off_cells", 4, "offset of the cell table in the resident, 0 none (since 1.1)"),
+        Field("cell_count", 4, "records in the cell table"),
         Field("crc32", 4, "of the preceding bytes (ISO 3309)"),
+    ],
+)
+
+CELL = _lay_out(
+    "pv_cell",
+    "One record of the cell table: an instruction in the stackless form (since 1.1).",
+    CELL_SIZE,
+    [
+        Field("offset", 4, "of the instruction, from the start of the resident"),
+        Field("call", 2, "number of the call that it stands for"),
+        Field("form", 2, "which of the call's forms it is, counted from 0"),
+        Field("length", 2, "bytes until the code behind it"),
+        Field("width", 2, "of the code, bits"),
+        Field("reserved", 4, "zero"),
     ],
 )
 
@@ -279,6 +301,8 @@ class Locator:
     off_page32: int = 0
     off_page64: int = 0
     off_entry_stub: int = 0
+    off_cells: int = 0
+    cell_count: int = 0
 
     @property
     def count(self) -> int:
@@ -299,8 +323,8 @@ def pack_locator(locator: Locator) -> bytes:
         locator.off_page32,
         locator.off_page64,
         locator.off_entry_stub,
-        0,
-        0,
+        locator.off_cells,
+        locator.cell_count,
         0,
     )
     return body[:-4] + struct.pack("<I", zlib.crc32(body[:-4]))
@@ -314,16 +338,52 @@ def unpack_locator(data: bytes, offset: int = 0) -> Locator:
     values = struct.unpack(LOCATOR.format, record)
     if values[-1] != zlib.crc32(record[:-4]):
         raise ImageError("the locator of the patched image is damaged", "its checksum is wrong")
-    _, version, count, size, phys, virt, page32, page64, stub = values[:9]
+    _, version, count, size, phys, virt, page32, page64, stub, cells, cell_count = values[:11]
     if version != LOCATOR_VERSION:
         raise ImageError(f"the locator has version {version}, this release knows {LOCATOR_VERSION}")
-    locator = Locator(size, phys, virt, page32, page64, stub)
-    if locator.count != count:
+    locator = Locator(size, phys, virt, page32, page64, stub, cells, cell_count)
+    if locator.count != count or bool(cells) != bool(cell_count):
         raise ImageError("the locator of the patched image contradicts itself")
     for start in (page32, page64):
         if start and start + CALL_PAGE_SIZE > size:
             raise ImageError("a call page lies outside the resident block")
+    if cells + cell_count * CELL_SIZE > size:
+        raise ImageError("the cell table lies outside the resident block")
     return locator
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An instruction in the stackless form: offset from the start of the resident and length in bytes, the
+    number of its call, and which of the call's forms it is."""
+
+    offset: int
+    call: int
+    form: int
+    length: int
+    width: int = field(default_factory=lambda: load_spec().cells.width)
+
+
+def pack_cells(cells: Iterable[Cell]) -> bytes:
+    """The cell table."""
+    return b"".join(
+        struct.pack(CELL.format, cell.offset, cell.call, cell.form, cell.length, cell.width, 0)
+        for cell in cells
+    )
+
+
+def unpack_cells(data: bytes, resident_size: int) -> tuple[Cell, ...]:
+    """The cells of a table; ImageError for one that names no call, no form, or no place in the resident."""
+    spec = load_spec()
+    found = []
+    for offset, number, form, length, width, _ in struct.iter_unpack(CELL.format, data):
+        forms = spec.calls[number].replaces if number < len(spec.calls) else ()
+        if form >= len(forms) or not spec.is_stackless(spec.calls[number], forms[form]):
+            raise ImageError("the cell table of the patched image names a call that has no stackless form")
+        if width != spec.cells.width or length < spec.cells.least or offset + length > resident_size:
+            raise ImageError("the cell table of the patched image is damaged")
+        found.append(Cell(offset, number, form, length, width))
+    return tuple(found)
 
 
 def find_locators(data: bytes, base: int = 0) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pvpatch.abi.layout import HEADER, LOCATOR, Structure, vcpu_page
+from pvpatch.abi.layout import CELL, HEADER, LOCATOR, Structure, vcpu_page
 from pvpatch.abi.mappings import Mapping, MappingRow, load_mappings
 from pvpatch.abi.page import bare_slots
 from pvpatch.abi.spec import Argument, Call, Form, Spec, load_spec
@@ -47,6 +47,23 @@ structure is read that the architecture does not define.
 - *Faults* are those the replaced instruction could raise; the frame's instruction pointer is then that of the
   slot or of the instruction inside it, not of the site.
 - A loader MUST refuse an image whose major version is not its own or whose minor version is higher.
+
+## Where there is no stack: cells
+
+Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base and
+limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no register
+may be touched. Such a site takes the **stackless form** (since 1.1): it jumps to its own instruction, moved to a
+place in the resident block that the image declares, a *cell*. The locator names the table of all cells, one
+`struct pv_cell` each. Needed: no stack, no register, no flag; room for one jump at the site.
+
+- A cell holds the instruction itself and then, {least} bytes or more behind its start, the code that follows.
+  It MUST be reachable and correct natively: bare hardware, and a backend that runs kernels at privilege 0, run it.
+- A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those, when
+  it replaces the call pages. It MUST then do what the call says, with the operands that the form says, on the
+  registers and the stack pointer of the guest as they are at the cell, and go on behind the cell, or at the target of
+  a jump, changing nothing but the call's results.
+- Calls that have the form: those marked *stackless*, for the forms that name no stack word and are one instruction.
+- A fault of a call made for a cell comes on whatever stack the backend has lent it: the guest has none.
 
 ## Feature bits
 """
@@ -106,6 +123,8 @@ def _call(call: Call, spec: Spec, mappings: Sequence[Mapping]) -> list[str]:
     ]
     if call.stack_in:
         facts.append("on the stack: " + ", ".join(call.stack_in))
+    if any(spec.is_stackless(call, form) for form in call.replaces):
+        facts.append("stackless")
     if call.faults:
         facts.append("faults: " + ", ".join("#" + name.upper() for name in call.faults))
     if call.clobbers:
@@ -164,6 +183,7 @@ def reference(spec: Spec | None = None) -> str:
         "slot_size": spec.slot_size,
         "header_size": spec.header_size,
         "page_size": spec.page_size,
+        "least": spec.cells.least,
         "enosys": -dict(spec.errors)["ENOSYS"],
     }
     lines = [*INTRODUCTION.format(**values).splitlines(), ""]
@@ -185,7 +205,7 @@ def reference(spec: Spec | None = None) -> str:
     ]
     lines += _table(("instruction", "why"), kept)
     lines += ["## Layouts", "", "Little endian, no hidden padding.", ""]
-    for structure in (HEADER, LOCATOR, vcpu_page()):
+    for structure in (HEADER, LOCATOR, CELL, vcpu_page()):
         lines += _structure(structure)
     lines += ["## Other interfaces", ""]
     for mapping in mappings:

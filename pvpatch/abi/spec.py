@@ -57,6 +57,11 @@ Destinations
     push, push16    a native word, or its low 16 bits, pushed on the guest's stack
     discard         the register keeps the site's value
 
+Stackless form
+    A form whose sources and destinations are neither the stack's nor a pair of instructions can be left
+    as it is, at a place that the image declares (a *cell*, `Spec.is_stackless`). Forms are numbered in the
+    order of their call's `replaces`; that number is part of the ABI, so new forms come last.
+
 Thunk recipe (all forms): save the call's registers that are not destinations, bind the sources
 (reading saved copies), CALL the slot, store the results (into saved copies where the destination
 is one of them), restore. MOV, LEA, PUSH, POP and XCHG only: flags stay untouched.
@@ -78,6 +83,7 @@ __all__ = [
     "SEGMENT_INDEX",
     "Argument",
     "Call",
+    "CellRules",
     "Feature",
     "Form",
     "Group",
@@ -224,6 +230,15 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class CellRules:
+    """What a cell of the stackless form must be: code width in bits, least size in bytes, jumps that have it."""
+
+    width: int
+    least: int
+    jumps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Spec:
     """The whole specification."""
 
@@ -233,6 +248,7 @@ class Spec:
     page_size: int
     header_size: int
     slot_size: int
+    cells: CellRules
     errors: tuple[tuple[str, int], ...]
     groups: tuple[Group, ...]
     features: tuple[Feature, ...]
@@ -257,6 +273,16 @@ class Spec:
         if 0 <= number < len(self.calls):
             return self.calls[number]
         raise SpecError(f"no call has number {number}")
+
+    def is_stackless(self, call: Call, form: Form) -> bool:
+        """Whether a form can be a cell: one instruction that touches no stack, alone or as its call."""
+        words = (*form.args, *form.results, *form.also)
+        stacked = any(text.startswith(("pop", "push", "stack")) for _, text in words)
+        if form.next or form.pops or form.pops_plus or stacked or self.cells.width not in form.widths:
+            return False
+        if call.kind == "jump":
+            return call.name in self.cells.jumps and bool(form.args)
+        return all(item.stack_index is None for item in call.args)
 
     def in_group(self, group: str) -> tuple[Call, ...]:
         """The calls of a group, by number."""
@@ -342,6 +368,7 @@ def parse_spec(text: str) -> Spec:
             page_size=data["page"]["size"],
             header_size=data["page"]["header_size"],
             slot_size=data["page"]["slot_size"],
+            cells=CellRules(data["cells"]["width"], data["cells"]["least"], tuple(data["cells"]["jumps"])),
             errors=tuple(data["errors"].items()),
             groups=tuple(Group(**item) for item in data["group"]),
             features=tuple(Feature(**item) for item in data["feature"]),
@@ -373,6 +400,8 @@ def _validate(spec: Spec) -> None:
         ("feature", [feature.name for feature in spec.features]),
     ):
         _require(len(names) == len(set(names)), f"a {what} name is used twice")
+    jumps = {call.name for call in spec.calls if call.kind == "jump"}
+    _require(set(spec.cells.jumps) <= jumps, "a cell's jump is none")
     groups = {group.name for group in spec.groups}
     features = {feature.name for feature in spec.features} | {""}
     for call in spec.calls:

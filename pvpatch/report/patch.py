@@ -49,6 +49,7 @@ def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
             "reason": site.reason or None,
             "window": site.window,
             "thunk": site.thunk,
+            "cell": site.cell,
         }
     document["schema"] = SCHEMA
     document["totals"]["by_tactic"] = _by_tactic(manifest.sites)
@@ -90,6 +91,8 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
     rows += [(f"  {name}", str(count)) for name, count in _by_tactic(sites).items()]
     sizes = _sizes(produced)
     manifest = produced.manifest
+    cells = sum(site.cell is not None for site in sites)
+    rows += [("stackless", f"{cells} sites, each an instruction in a cell")] if cells else []
     rows += [
         ("windows", str(len(produced.job.plan.windows))),
         ("bytes changed", str(sizes["changed"])),

@@ -13,7 +13,7 @@ from rewriter.emit.assembly import Assembly
 from rewriter.emit.edits import Edits
 from rewriter.emit.entry import Entry
 from rewriter.emit.reach import FILL, Reach, enter_absolute, enter_relative, enter_short
-from rewriter.emit.resident import Resident, ThunkRequest, build_resident
+from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
 from rewriter.emit.thunk import Piece, compose_absolute, compose_relative
 from rewriter.image import EntryPoint, Image
 from rewriter.plan import Plan, make_plan
@@ -126,6 +126,9 @@ def _pieces(view: CodeView, bound: Bound, window: Window) -> tuple[Piece, ...]:
         if site is None:
             pieces.append(Piece(instruction))
             continue
+        if site.stackless:
+            pieces.append(Piece(instruction, site.binding, cell=True))
+            continue
         dead = dead_registers(view, site.end, window.bits) if site.binding.loads_ss else ()
         live = not site.binding.jump and red_zone_live(view, site.end)
         pieces.append(Piece(instruction, site.binding, live, dead))
@@ -139,7 +142,13 @@ def _request(image: Image, context: Context, window: Window, pieces: tuple[Piece
     compose: Callable[[Callable[[int], int]], Assembly]
     if context.reach.kind == "relative":
         compose = partial(compose_relative, window.bits, pieces, end)
-        return ThunkRequest(window.start, window.bits, segment.vaddr - segment.paddr, compose)
+        cells = tuple(
+            CellRequest(address, site.binding.number, site.form)
+            for address, site in ((address, context.sites[address]) for address in window.sites)
+            if site.stackless
+        )
+        delta = segment.vaddr - segment.paddr
+        return ThunkRequest(window.start, window.bits, delta, compose, cells=cells)
     anchor = window.entry + context.reach.size(window.bits)
     called = needs_return_address(context, window)
     compose = partial(_compose_absolute, window.bits, pieces, anchor, end, called)

@@ -15,6 +15,7 @@ from pvpatch.abi.layout import find_locators
 from rewriter.emit.patch import PatchJob, patch_payload, stub_entries
 from rewriter.image import Image, gzip_layer
 from rewriter.manifest import Container, Manifest, Site, find_record, pack
+from rewriter.plan import Decision
 from rewriter.scan import ScanResult, scan_image
 from rewriter.tactics.adapter import foreign_sites, view_of
 from rewriter.verify import verify
@@ -172,9 +173,19 @@ def _sites(job: PatchJob, scan: ScanResult) -> tuple[Site, ...]:
                 decision.window,
                 thunk,
                 bound.binding.number if bound is not None else None,
+                _cell_of(job, decision),
             )
         )
     return tuple(rows)
+
+
+def _cell_of(job: PatchJob, decision: Decision) -> int | None:
+    """The address of a site's cell, in the mapping that its thunk's address is of."""
+    cell = job.resident.cells.get(decision.address)
+    if cell is None or decision.window is None:
+        return None
+    inside = cell.offset - job.resident.thunk_offsets[decision.window]
+    return job.resident.thunks[decision.window].address + inside
 
 
 def _text(formatter: Formatter, instruction: Instruction) -> str:

@@ -1,4 +1,4 @@
-"""The resident block: locator, pointer table, entry stub, call pages, thunks, then stack and buffer.
+"""The resident block: locator, pointer table, entry stub, call pages, thunks, cells, then stack and buffer.
 
 Everything a patched image needs at run time lies in this one block behind the image. Its
 distance to the code is the same at physical and at virtual addresses, so relative sites
@@ -10,17 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pvpatch.abi.layout import CALL_PAGE_SIZE, LOCATOR_SIZE, Locator, pack_locator, slot_offset
+from pvpatch.abi.layout import (
+    CALL_PAGE_SIZE,
+    LOCATOR_SIZE,
+    Cell,
+    Locator,
+    pack_cells,
+    pack_locator,
+    slot_offset,
+)
 from pvpatch.abi.page import build_bare_page
+from pvpatch.abi.spec import load_spec
 from rewriter.emit.assembly import Assembly, Encoded
 from rewriter.emit.entry import MAP_BUFFER, STACK, Entry, Stub, StubPlace, assemble_stubs
 
-__all__ = ["Part", "Resident", "ThunkRequest", "build_resident"]
+__all__ = ["CellRequest", "Part", "Resident", "ThunkRequest", "build_resident"]
 
 PAGE = 4096
 _THUNK_ALIGN = 16
 _POINTER = 8
 _STUB_ROOM = 4096  # the stub is placed before its size is known; it is measured against this
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """A site in a thunk that takes the stackless form: its address, and which call and form it is."""
+
+    site: int
+    call: int
+    form: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,7 @@ class ThunkRequest:
     delta: int
     compose: Callable[[Callable[[int], int]], Assembly]
     pointer: bool = False
+    cells: tuple[CellRequest, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +71,8 @@ class Resident:
     parts: tuple[Part, ...]
     thunks: dict[int, Encoded]
     thunk_offsets: dict[int, int]
+    cells: dict[int, Cell]
+    """By the address of the site."""
     pointers: dict[int, int]
     stub: Stub
     size: int
@@ -91,7 +112,13 @@ def build_resident(
     layout = _lay_out(widths, sum(request.pointer for request in requests))
     assert layout.pages is not None
     thunks, offsets, end = _encode_thunks(physical, layout, requests)
-    size = end
+    cells = {
+        cell.site: _cell(cell, thunks[request.window], offsets[request.window])
+        for request in requests
+        for cell in request.cells
+    }
+    cell_table = pack_cells(cells.values())
+    size = end + len(cell_table)
     buffer = _up(size, PAGE)
     memory_size = buffer + MAP_BUFFER + STACK
     place = StubPlace(
@@ -112,6 +139,8 @@ def build_resident(
         off_page32=layout.pages.get(32, 0),
         off_page64=layout.pages.get(64, 0),
         off_entry_stub=layout.stub if stub.code else 0,
+        off_cells=end if cells else 0,
+        cell_count=len(cells),
     )
     parts = [Part("locator", 0, pack_locator(locator))]
     if table:
@@ -122,7 +151,9 @@ def build_resident(
         page = build_bare_page(width, physical + offset, (physical + offset + virtual_delta) % (1 << 64))
         parts.append(Part(f"call page, {width} bits", offset, page))
     parts += [Part(f"thunk of {window:#x}", offsets[window], code.data) for window, code in thunks.items()]
-    return Resident(physical, tuple(parts), thunks, offsets, pointers, stub, size, memory_size)
+    if cell_table:
+        parts.append(Part("cell table", end, cell_table))
+    return Resident(physical, tuple(parts), thunks, offsets, cells, pointers, stub, size, memory_size)
 
 
 def _lay_out(widths: tuple[int, ...], pointers: int) -> _Layout:
@@ -158,6 +189,17 @@ def _encode_thunks(
         offsets[request.window] = at
         at = _up(at + len(encoded.data), _THUNK_ALIGN)
     return thunks, offsets, at
+
+
+def _cell(request: CellRequest, thunk: Encoded, offset: int) -> Cell:
+    """Where a cell of a thunk came to lie. ValueError when it is too short for a loader's traps."""
+    first = thunk.starts.index(thunk.homes[request.site] - thunk.address)
+    least = load_spec().cells.least
+    ends = (*thunk.starts[first + 1 :], len(thunk.data))
+    length = next((end - thunk.starts[first] for end in ends if end - thunk.starts[first] >= least), 0)
+    if not length:
+        raise ValueError("a cell is too short")
+    return Cell(offset + thunk.starts[first], request.call, request.form, length)
 
 
 def _pointer_table(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from iced_x86 import Instruction
+from iced_x86 import Code, Encoder, Instruction
 
+from pvpatch.abi.spec import load_spec
 from rewriter.emit.assembly import Assembly, Label
 from rewriter.emit.marshal import Surroundings, emit_binding
 from rewriter.emit.operands import Binding
@@ -20,13 +21,15 @@ __all__ = ["Piece", "compose_absolute", "compose_relative"]
 class Piece:
     """One instruction of a window: a site with its binding, or a neighbour.
 
-    ``red_zone`` and ``dead`` are what liveness says about the code behind a site.
+    ``red_zone`` and ``dead`` are what liveness says about the code behind a site; ``cell`` says
+    that it takes the stackless form.
     """
 
     instruction: Instruction
     binding: Binding | None = None
     red_zone: bool = False
     dead: tuple[int, ...] = ()
+    cell: bool = False
 
 
 def compose_relative(
@@ -37,7 +40,9 @@ def compose_relative(
     labels = _labels(pieces)
     for piece in pieces:
         _mark(asm, labels, piece)
-        if piece.binding is not None:
+        if piece.cell:
+            _add_cell(asm, piece.instruction)
+        elif piece.binding is not None:
             around = Surroundings(red_zone=piece.red_zone, dead=piece.dead)
             emit_binding(asm, piece.binding, slot, around)
         elif _stays_inside(labels, piece):
@@ -83,6 +88,13 @@ def compose_absolute(
     if called and end is not None and not is_direct_call(pieces[-1].instruction):
         finish_absolute(asm, anchor, end)
     return asm
+
+
+def _add_cell(asm: Assembly, instruction: Instruction) -> None:
+    """The instruction as it is, long enough for a loader's traps."""
+    asm.add(instruction.copy(), origin=instruction.ip)
+    if Encoder(asm.bits).encode(instruction, instruction.ip) < load_spec().cells.least:
+        asm.add(Instruction.create(Code.NOPD))
 
 
 def _labels(pieces: tuple[Piece, ...]) -> dict[int, Label]:

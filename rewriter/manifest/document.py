@@ -59,7 +59,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Site:
-    """What became of one site."""
+    """What became of one site; ``cell`` is the address of its instruction in the stackless form."""
 
     address: int
     offset: int
@@ -72,6 +72,7 @@ class Site:
     window: int | None = None
     thunk: int | None = None
     slot: int | None = None
+    cell: int | None = None
 
 
 @dataclass(frozen=True)

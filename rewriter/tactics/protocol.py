@@ -26,6 +26,8 @@ class Patchable:
     bits: int
     binding: Binding
     end: int  # behind the instruction, or behind the pair that the binding covers
+    form: int  # which of its call's forms the instruction is
+    stackless: bool = False  # no stack is known to exist here: the instruction moves, and becomes a cell
 
 
 @dataclass(frozen=True)

