@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import iced_x86
-from iced_x86 import Code, Mnemonic, Register
+from iced_x86 import Code
 
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
+from runtime.deprivileged.operands import Operands, decode_at
 
 if TYPE_CHECKING:
     from runtime.machine import Machine
 
-__all__ = ["PortInstructions", "mnemonic_name"]
+__all__ = ["PortInstructions"]
 
-_LONGEST = 15
 STRING_BATCH = 4096
 """Elements of one string instruction done in one exit; the guest comes back for the rest."""
 _WORD = 0xFFFFFFFF
@@ -29,18 +29,6 @@ _OUT = {
 }  # fmt: skip
 _INS = {Code.INSB_M8_DX: 1, Code.INSW_M16_DX: 2, Code.INSD_M32_DX: 4}
 _OUTS = {Code.OUTSB_DX_M8: 1, Code.OUTSW_DX_M16: 2, Code.OUTSD_DX_M32: 4}
-_SEGMENTS = {
-    Register.ES: fl.ES, Register.CS: fl.CS, Register.SS: fl.SS,
-    Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
-}  # fmt: skip
-_MNEMONICS: dict[int, str] = {
-    value: name.lower() for name, value in vars(Mnemonic).items() if name.isupper() and isinstance(value, int)
-}
-
-
-def mnemonic_name(insn: iced_x86.Instruction) -> str:
-    """The mnemonic in lower case, as iced names it."""
-    return _MNEMONICS.get(insn.mnemonic, "?")
 
 
 class PortInstructions:
@@ -52,11 +40,7 @@ class PortInstructions:
 
     def decode(self) -> iced_x86.Instruction | None:
         """The instruction at CS:EIP, None if it cannot be read or is not one."""
-        state = self._machine.cpu.state
-        linear = (state.segments[fl.CS].base + state.rip) & _WORD
-        raw = self._view.try_read(linear, _LONGEST)
-        decoded = iced_x86.Decoder(self._machine.cpu.code_width, raw, ip=state.rip & _WORD).decode()
-        return None if decoded.is_invalid else decoded
+        return decode_at(self._machine.cpu, self._view)
 
     def emulate(self, insn: iced_x86.Instruction) -> bool:
         """Do it and step over it; False if it is no port instruction."""
@@ -66,7 +50,7 @@ class PortInstructions:
         elif insn.code in _INS or insn.code in _OUTS:
             reading = insn.code in _INS
             size = _INS[insn.code] if reading else _OUTS[insn.code]
-            segment = fl.ES if reading else _SEGMENTS.get(insn.memory_segment, fl.DS)
+            segment = fl.ES if reading else Operands.segment_index(insn)
             repeats = insn.has_rep_prefix or insn.has_repne_prefix
             if not self.string(size, reading, segment=segment, repeats=repeats):
                 return True

@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from iced_x86 import Code, OpKind, Register, RegisterInfo
+from iced_x86 import Code, OpKind
 
 from pvpatch.abi.layout import slot_offset
 from pvpatch.abi.spec import Call, Form, load_spec
 from runtime.cpu import flags as fl
-from runtime.deprivileged.instructions import mnemonic_name
+from runtime.deprivileged.operands import SEGMENTS, Operands, mnemonic_name
 
 if TYPE_CHECKING:
     import iced_x86
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from runtime.machine import Machine
     from runtime.memory import MemoryRange
 
-__all__ = ["SILENT", "MissedSites", "SiteHost"]
+__all__ = ["SILENT", "MissedSites", "SiteHost", "nearest_slot", "plain_call"]
 
 SILENT = frozenset({
     "pushf", "pushfd", "pushfq", "popf", "popfd", "popfq", "sgdt", "sidt", "sldt", "str", "smsw",
@@ -44,36 +44,44 @@ _TABLES = {
     Code.LIDT_M1632_16: ("idt", 0xFFFFFF), Code.LIDT_M1632: ("idt", _WORD),
 }  # fmt: skip
 """Table loads: which table, and the bits of the base that count."""
-_REGISTERS = {
-    Register.EAX: fl.RAX, Register.ECX: fl.RCX, Register.EDX: fl.RDX, Register.EBX: fl.RBX,
-    Register.ESP: fl.RSP, Register.EBP: fl.RBP, Register.ESI: fl.RSI, Register.EDI: fl.RDI,
-}  # fmt: skip
-_SEGMENTS = {
-    Register.ES: fl.ES, Register.CS: fl.CS, Register.SS: fl.SS,
-    Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
-}  # fmt: skip
 _SELECTOR_READS = {Code.MOV_RM16_SREG: 2, Code.MOV_R32M16_SREG: 4}
 _SELECTOR_PUSHES = {Code.PUSHW_CS: 2, Code.PUSHD_CS: 4, Code.PUSHW_SS: 2, Code.PUSHD_SS: 4}
 _POPS = {Code.POPFW: 2, Code.POPFD: 4}
 
 
-def _needs_no_moves(call: Call, form: Form) -> bool:
+def _needs_no_moves(call: Call, form: Form, width: int) -> bool:
     """True if every argument and result already is in the call's own register."""
     if form.next or form.ops or form.also or form.pops:
         return False
-    homes = {item.name: item.registers(32)[0] for item in (*call.args, *call.results) if item.registers(32)}
+    values = [item for item in (*call.args, *call.results) if item.registers(width)]
+    homes = {item.name: item.registers(32)[0] for item in values}
     return all(source == f"reg:{homes.get(name)}" for name, source in (*form.args, *form.results))
 
 
 @functools.cache
-def _plain_calls() -> dict[str, Call]:
-    """Mnemonic to the call that may simply be entered."""
+def _plain_calls(width: int) -> dict[str, Call]:
     found: dict[str, Call] = {}
     for call in load_spec().calls:
         for form in call.replaces:
-            if 32 in form.widths and form.rep is None and _needs_no_moves(call, form):
+            if width in form.widths and form.rep is None and _needs_no_moves(call, form, width):
                 found.setdefault(form.insn, call)
     return found
+
+
+def plain_call(instruction: iced_x86.Instruction, width: int) -> Call | None:
+    """The call that may simply be entered instead of `instruction`."""
+    return _plain_calls(width).get(mnemonic_name(instruction))
+
+
+def nearest_slot(machine: Machine, call: Call) -> int | None:
+    """Where the slot of `call` is for code of the present width; None without a page for it.
+
+    Of the page's two addresses the one nearer to RIP: before paging only the physical one works.
+    """
+    rip, width = int(machine.cpu.state.rip), machine.cpu.code_width
+    pages = [page for page in machine.patched.pages if page.width == width] if machine.patched else []
+    starts = [start for page in pages for start in (page.physical, page.virtual)]
+    return min(starts, key=lambda start: abs(start - rip)) + slot_offset(call.number) if starts else None
 
 
 class SiteHost(ABC):
@@ -137,19 +145,15 @@ class MissedSites:
             return self._load_table(insn)
         if insn.code in _SELECTOR_READS or insn.code in _SELECTOR_PUSHES:
             return self._read_selector(insn)
-        call = _plain_calls().get(mnemonic_name(insn))
-        patched = self._host.machine.patched
-        pages = [page for page in patched.pages if page.width == 32] if patched is not None else []
-        if call is None or not pages:
+        call = plain_call(insn, 32)
+        slot = None if call is None else nearest_slot(self._host.machine, call)
+        if call is None or slot is None:
             return False
         state = self._host.machine.cpu.state
         if insn.code == Code.RETFD_IMM16:
             self._move_return(insn.immediate16)
         elif insn.op_count:
             return False
-        eip = state.rip & _WORD
-        starts = (pages[0].physical, pages[0].virtual)
-        slot = min(starts, key=lambda start: abs(start - eip)) + slot_offset(call.number)
         if call.kind == "call":
             self._push(insn.next_ip32, 4)
         state.rip = slot
@@ -178,10 +182,7 @@ class MissedSites:
     def _load_table(self, insn: iced_x86.Instruction) -> bool:
         """LGDT and LIDT, the form with a 24-bit base too."""
         name, mask = _TABLES[insn.code]
-        linear = self._address(insn)
-        if linear is None:
-            return False
-        operand = self._host.read_linear(linear, 6)
+        operand = self._host.read_linear(self._address(insn), 6)
         self._host.store_variable(f"V_{name}_limit", int.from_bytes(operand[:2], "little"))
         self._host.store_variable(f"V_{name}_base", int.from_bytes(operand[2:], "little") & mask)
         self._host.machine.cpu.state.rip = insn.next_ip32
@@ -189,16 +190,11 @@ class MissedSites:
 
     # -- operands ----------------------------------------------------------------------------------
 
-    def _address(self, insn: iced_x86.Instruction) -> int | None:
-        """Linear address of the memory operand; None for one with 16-bit registers."""
-        state = self._host.machine.cpu.state
-        linear = state.segments[_SEGMENTS[insn.memory_segment]].base + insn.memory_displacement
-        for register, scale in ((insn.memory_base, 1), (insn.memory_index, insn.memory_index_scale)):
-            if register != Register.NONE:
-                if register not in _REGISTERS:
-                    return None
-                linear += state.gpr[_REGISTERS[register]] * scale
-        return int(linear) & _WORD
+    def _address(self, insn: iced_x86.Instruction) -> int:
+        """Linear address of the memory operand."""
+        operands = Operands(self._host.machine.cpu, insn)
+        segment = self._host.machine.cpu.state.segments[operands.segment_index(insn)]
+        return (int(segment.base) + operands.offset()) & _WORD
 
     # -- selectors ---------------------------------------------------------------------------------
 
@@ -207,18 +203,13 @@ class MissedSites:
         pushes = _SELECTOR_PUSHES.get(insn.code)
         register = insn.op1_register if pushes is None else insn.op0_register
         state = self._host.machine.cpu.state
-        value = self._believed(int(state.segments[_SEGMENTS[register]].selector))
+        value = self._believed(int(state.segments[SEGMENTS[register]].selector))
         if pushes is not None:
             self._push(value, pushes)
         elif insn.op0_kind == OpKind.REGISTER:
-            full = RegisterInfo(insn.op0_register).full_register32
-            keep = 0xFFFF0000 if insn.code == Code.MOV_RM16_SREG else 0
-            state.gpr[_REGISTERS[full]] = state.gpr[_REGISTERS[full]] & keep | value
+            Operands(self._host.machine.cpu, insn).set_register(insn.op0_register, value)
         else:
-            linear = self._address(insn)
-            if linear is None:
-                return False
-            self._host.write_linear(linear, value.to_bytes(2, "little"))
+            self._host.write_linear(self._address(insn), value.to_bytes(2, "little"))
         state.rip = insn.next_ip32
         return True
 

@@ -14,10 +14,10 @@ from runtime.backends.xen.hypercalls import call
 from runtime.backends.xen.hypercalls.cpu import get_debugreg, set_debugreg
 from runtime.backends.xen.hypercalls.tables import canonical
 from runtime.backends.xen.layout import PAGE_SIZE, interface, numbers
-from runtime.backends.xen.operands import Operands, decode_at
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
+from runtime.deprivileged.operands import Operands, decode_at, mnemonic_name
 
 __all__ = ["FORCED_EMULATION", "MSR_HYPERCALL_PAGE", "Emulator", "Ports"]
 
@@ -65,7 +65,7 @@ class Emulator:
     @staticmethod
     def name(instruction: Instruction) -> str:
         """The mnemonic in lower case."""
-        return str(MNEMONICS[instruction.mnemonic])
+        return mnemonic_name(instruction)
 
     def privileged(self, in_kernel: bool) -> bool:
         """#GP(0): True if the instruction was one that Xen emulates; user mode gets only what IOPL gives."""
@@ -81,7 +81,7 @@ class Emulator:
             return False
         if not allowed or not work(self, instruction):
             return False
-        name = MNEMONICS[mnemonic]
+        name = mnemonic_name(instruction)
         self.counts[name] = self.counts.get(name, 0) + 1
         Operands(self.cpu, instruction).skip()
         return True
@@ -243,11 +243,6 @@ def _compat_cr3(mfn: int) -> int:
     return (mfn << 12 | mfn >> 20) & 0xFFFFFFFF
 
 
-MNEMONICS = {
-    value: name.lower()
-    for name, value in vars(Mnemonic).items()
-    if isinstance(value, int) and not name.startswith("_")
-}
 _ACCUMULATOR_BYTES = {Register.AL: 1, Register.AX: 2, Register.EAX: 4}
 _BY_IOPL: dict[int, Callable[[Emulator, Instruction], bool]] = {
     Mnemonic.CLI: Emulator._nothing,

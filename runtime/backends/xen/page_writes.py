@@ -13,10 +13,10 @@ from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind, Register
 
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.frames import PageType, XenError
-from runtime.backends.xen.operands import Operands, decode_at
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
+from runtime.deprivileged.operands import Operands, decode_at
 
 __all__ = ["PageTableWrites"]
 

@@ -23,12 +23,11 @@ from runtime.backends.xen.native.resident import (
     write_identity,
     write_resident,
 )
-from runtime.backends.xen.operands import decode_at
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.guestcode import GuestCode
-from runtime.deprivileged.instructions import mnemonic_name
 from runtime.deprivileged.missed import SILENT
+from runtime.deprivileged.operands import decode_at, mnemonic_name
 
 if TYPE_CHECKING:
     from runtime.boot.model import EntryState

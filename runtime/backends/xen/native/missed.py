@@ -9,20 +9,18 @@ guest gets the fault.
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register
 
-from pvpatch.abi.layout import slot_offset
-from pvpatch.abi.spec import Call, Form, load_spec
+from pvpatch.abi.spec import Call, load_spec
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.native.resident import place_of
-from runtime.backends.xen.operands import Operands
 from runtime.backends.xen.selectors import FLAT
 from runtime.cpu import flags as fl
 from runtime.cpu.segments import Descriptor, load_cache
-from runtime.deprivileged.instructions import mnemonic_name
+from runtime.deprivileged.missed import nearest_slot, plain_call
+from runtime.deprivileged.operands import SEGMENTS, Operands
 
 if TYPE_CHECKING:
     from runtime.backends.xen.native.model import TranslatedDomain
@@ -41,42 +39,20 @@ _FAR_POINTERS = {
 _FAR_IMMEDIATES = {Code.JMP_PTR1632: "far_jump", Code.CALL_PTR1632: "far_call"}
 
 
-_SEGMENTS = {
-    Register.ES: fl.ES, Register.SS: fl.SS, Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
-}  # fmt: skip
+_LOADED = frozenset(SEGMENTS) - {Register.CS}
 _LOADS = (Mnemonic.MOV, Mnemonic.POP)
 
 
 def uses_selector(instruction: Instruction) -> bool:
     """Far transfers and segment loads fault for selectors that only the guest's own tables have."""
     if instruction.mnemonic in _LOADS and instruction.op0_kind == OpKind.REGISTER:
-        return instruction.op0_register in _SEGMENTS
+        return instruction.op0_register in _LOADED
     return (
         instruction.mnemonic in (Mnemonic.RETF, Mnemonic.IRETD, Mnemonic.IRETQ)
         or instruction.code in _FAR_POINTERS
         or instruction.is_jmp_far
         or instruction.is_call_far
     )
-
-
-def _needs_no_moves(call: Call, form: Form, width: int) -> bool:
-    """True if every argument and result already is in the call's own register."""
-    if form.next or form.ops or form.also or form.pops:
-        return False
-    values = [item for item in (*call.args, *call.results) if item.registers(width)]
-    homes = {item.name: item.registers(32)[0] for item in values}
-    return all(source == f"reg:{homes.get(name)}" for name, source in (*form.args, *form.results))
-
-
-@functools.cache
-def _plain_calls(width: int) -> dict[str, Call]:
-    """Mnemonic to the call that may simply be entered."""
-    found: dict[str, Call] = {}
-    for call in load_spec().calls:
-        for form in call.replaces:
-            if width in form.widths and form.rep is None and _needs_no_moves(call, form, width):
-                found.setdefault(form.insn, call)
-    return found
 
 
 class MissedSites:
@@ -92,7 +68,7 @@ class MissedSites:
                 return self._push_flags(instruction, _PUSHES[instruction.code])
             if instruction.code in _POPS:
                 return self._pop_flags(instruction, _POPS[instruction.code])
-            if instruction.mnemonic in _LOADS and instruction.op0_register in _SEGMENTS:
+            if instruction.mnemonic in _LOADS and instruction.op0_register in _LOADED:
                 return self._load_selector(instruction)
             if instruction.mnemonic == Mnemonic.MOV:
                 return self._show_selector(instruction)
@@ -110,24 +86,18 @@ class MissedSites:
             return False
 
     def _enter_slot(self, instruction: Instruction) -> bool:
-        machine = self._model.machine
-        width = machine.cpu.code_width
-        call = _plain_calls(width).get(mnemonic_name(instruction))
+        call = plain_call(instruction, self._model.machine.cpu.code_width)
         return call is not None and self._enter(call, instruction)
 
     def _enter(self, call: Call, instruction: Instruction) -> bool:
         """Go on in the slot of `call`, as from a call behind `instruction`."""
         machine = self._model.machine
-        width = machine.cpu.code_width
-        pages = [page for page in machine.patched.pages if page.width == width] if machine.patched else []
-        if not pages:
+        slot = nearest_slot(machine, call)
+        if slot is None:
             return False
-        state = machine.cpu.state
-        starts = (pages[0].physical, pages[0].virtual)
-        slot = min(starts, key=lambda start: abs(start - int(state.rip))) + slot_offset(call.number)
         if call.kind == "call":
-            self._push(instruction.next_ip, width // 8)
-        state.rip = slot
+            self._push(instruction.next_ip, machine.cpu.code_width // 8)
+        machine.cpu.state.rip = slot
         return True
 
     def _push(self, value: int, size: int) -> None:
@@ -146,15 +116,7 @@ class MissedSites:
     def _far_pointer(self, instruction: Instruction, name: str, size: int) -> bool:
         """JMP and CALL through a far pointer in memory: its parts go to the stack, as the calls want them."""
         model = self._model
-        operands = Operands(model.machine.cpu, instruction)
-
-        address = instruction.memory_displacement
-        if not instruction.is_ip_rel_memory_operand:
-            for register, scale in (
-                (instruction.memory_base, 1), (instruction.memory_index, instruction.memory_index_scale)
-            ):  # fmt: skip
-                address += operands.register(register) * scale if register != Register.NONE else 0
-        address &= (1 << 64) - 1
+        address = Operands(model.machine.cpu, instruction).offset()
         offset, selector = model.domain.space.word(address, size), model.domain.space.word(address + size, 2)
         return self._far(instruction, name, selector, offset)
 
@@ -167,7 +129,7 @@ class MissedSites:
         """MOV or POP to a segment register: a data segment of the kernel's becomes Xen's flat one."""
         model = self._model
         cpu, state, space = model.machine.cpu, model.machine.cpu.state, model.domain.space
-        index, size = _SEGMENTS[instruction.op0_register], cpu.code_width // 8
+        index, size = SEGMENTS[instruction.op0_register], cpu.code_width // 8
         if instruction.mnemonic == Mnemonic.POP:
             selector = space.word(int(state.gpr[fl.RSP]), 2)
         elif instruction.op1_kind == OpKind.REGISTER:

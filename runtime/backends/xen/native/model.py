@@ -31,7 +31,6 @@ from runtime.backends.xen.machine_memory import GDT_PAGES, MachineMemory
 from runtime.backends.xen.model import ENTRY_CR4, XenHypervisor
 from runtime.backends.xen.native.shadow import SHADOW_PAGES, ShadowMmu
 from runtime.backends.xen.native.translated import TranslatedTables
-from runtime.backends.xen.operands import Operands, decode_at
 from runtime.backends.xen.timers import Timers
 from runtime.backends.xen.traps import Traps
 from runtime.boot import load_image
@@ -39,6 +38,7 @@ from runtime.boot.model import EntryState
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.segments import load_cache, update_modes
+from runtime.deprivileged.operands import Operands, decode_at
 from runtime.devices.rtc import DEFAULT_EPOCH
 from runtime.memory import MemoryRange, PageFault
 from runtime.outcome import Outcome

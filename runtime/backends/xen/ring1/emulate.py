@@ -13,9 +13,9 @@ from iced_x86 import Code, Instruction
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.emulate import Emulator, Ports
 from runtime.backends.xen.frames import XenError
-from runtime.backends.xen.operands import Operands
 from runtime.cpu import flags as fl
 from runtime.cpu.vcpu import VCpu
+from runtime.deprivileged.operands import Operands
 from runtime.deprivileged.shadow import ShadowMmu
 
 __all__ = ["TranslatedEmulator"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from iced_x86 import Decoder, Instruction, OpKind, Register, RegisterExt, RegisterInfo
+from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt, RegisterInfo
 
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 
-__all__ = ["Operands", "decode_at"]
+__all__ = ["SEGMENTS", "Operands", "decode_at", "mnemonic_name"]
 
 _GPR = (
     Register.RAX, Register.RCX, Register.RDX, Register.RBX,
@@ -17,11 +17,20 @@ _GPR = (
     Register.R12, Register.R13, Register.R14, Register.R15,
 )  # fmt: skip
 _INDEX = {register: index for index, register in enumerate(_GPR)}
-_SEGMENTS = {
+SEGMENTS = {
     Register.ES: fl.ES, Register.CS: fl.CS, Register.SS: fl.SS,
     Register.DS: fl.DS, Register.FS: fl.FS, Register.GS: fl.GS,
 }  # fmt: skip
+"""Which segment register of the CPU state each is."""
+_MNEMONICS: dict[int, str] = {
+    value: name.lower() for name, value in vars(Mnemonic).items() if name.isupper() and isinstance(value, int)
+}
 _IMMEDIATES = range(OpKind.IMMEDIATE8, OpKind.IMMEDIATE32TO64 + 1)
+
+
+def mnemonic_name(instruction: Instruction) -> str:
+    """The mnemonic in lower case, as iced names it."""
+    return _MNEMONICS.get(instruction.mnemonic, "?")
 
 
 def decode_at(cpu: VCpu, linear: LinearMemory) -> Instruction | None:
@@ -70,10 +79,23 @@ class Operands:
             return int(self.instruction.immediate(index))
         raise ValueError(f"operand {index} of {self.instruction} is neither a register nor a number")
 
+    def offset(self) -> int:
+        """Where in its segment the memory operand is."""
+        instruction = self.instruction
+        offset, bits = instruction.memory_displacement, self.cpu.code_width
+        if not instruction.is_ip_rel_memory_operand:
+            for register, scale in (
+                (instruction.memory_base, 1), (instruction.memory_index, instruction.memory_index_scale),
+            ):  # fmt: skip
+                if register != Register.NONE:
+                    offset += self.register(register) * scale
+                    bits = 8 * int(RegisterInfo(register).size)
+        return int(offset) & ((1 << bits) - 1)
+
     @staticmethod
     def segment_index(instruction: Instruction) -> int:
         """Index of the segment register of the memory operand."""
-        return _SEGMENTS.get(instruction.memory_segment, fl.DS)
+        return SEGMENTS.get(instruction.memory_segment, fl.DS)
 
     def number(self, register: int) -> int:
         """Which control or debug register (CR3 -> 3)."""
