@@ -336,7 +336,7 @@ class Machine:
         self.exception(fl.PAGE_FAULT, error_code, False)
 
     def _by_itself(self, address: int) -> bool:
-        """Was it an access that the instruction makes with a supervisor's rights, and is it done or allowed now?"""
+        """Has the instruction a supervisor's rights for this access, and is it done, or allowed by now?"""
         at = self._code_address(0)
         use = descriptor_use(self.linear.try_read(at, 15), self.cpu)
         if use is DescriptorUse.NONE:

@@ -163,6 +163,7 @@ descriptors_read:
     add rsp, 8
     pop rcx
     pop rax
+    mov rdi, qword ptr [rcx + {_FIELD["engine"]}]
     mov r8, qword ptr [rcx + {_FIELD["force"]}]
     or r8, qword ptr [rcx + {_FIELD["waiting"]}]
     or r8, qword ptr [rcx + {_FIELD["blocks_left"]}]

@@ -45,6 +45,13 @@ DESCRIPTOR_READERS = 64
 """Instructions of user code that read descriptors without an exit; each costs every translation a look."""
 
 
+_CONTROL_REGISTERS = {
+    0: x86_const.UC_X86_REG_CR0,
+    3: x86_const.UC_X86_REG_CR3,
+    4: x86_const.UC_X86_REG_CR4,
+}
+
+
 class _TranslatedBlock(ctypes.Structure):
     _fields_ = (("pc", ctypes.c_uint64), ("instructions", ctypes.c_uint16), ("size", ctypes.c_uint16))
     pc: int
@@ -107,7 +114,7 @@ class VCpu:
         self._reads_descriptors: set[int] = set()
         self._keep: list[Any] = []
         self._flags_word = ctypes.c_uint64()
-        self._rip_word = ctypes.c_uint64()
+        self._register_word = ctypes.c_uint64()
         self._prepare_control()
         self._map_memory()
         self.uc.ctl_exits_enabled(True)
@@ -281,8 +288,8 @@ class VCpu:
 
     def jump(self, rip: int) -> None:
         """Go on at `rip` instead of running the instruction that an `on_instruction` callback is for."""
-        self._rip_word.value = rip
-        uclib.uc_reg_write(self.handle, x86_const.UC_X86_REG_RIP, ctypes.byref(self._rip_word))
+        self._register_word.value = rip
+        uclib.uc_reg_write(self.handle, x86_const.UC_X86_REG_RIP, ctypes.byref(self._register_word))
 
     def flush_tlb(self) -> None:
         """Forget all cached address translations."""
@@ -339,12 +346,9 @@ class VCpu:
 
     def write_control(self, number: int, value: int) -> None:
         """Write CR0, CR3 or CR4 with all side effects (mode change, TLB flush)."""
-        register = {
-            0: x86_const.UC_X86_REG_CR0,
-            3: x86_const.UC_X86_REG_CR3,
-            4: x86_const.UC_X86_REG_CR4,
-        }[number]
-        self.uc.reg_write(register, value)
+        register = _CONTROL_REGISTERS[number]
+        self._register_word.value = value
+        uclib.uc_reg_write(self.handle, register, ctypes.byref(self._register_word))
 
     def write_msr(self, index: int, value: int) -> None:
         """Write a model-specific register of the emulated CPU."""
@@ -416,7 +420,7 @@ class VCpu:
         return True
 
     def run_as_supervisor(self, address: int, transfers: bool) -> bool:
-        """Run one instruction, at linear `address`, whose memory accesses are all checked as supervisor accesses.
+        """Run the instruction at linear `address` with all its accesses checked as supervisor accesses.
 
         `transfers` says that it is a control transfer: that is a block by itself, and stopping behind a block
         spares the emulator from dropping all its translations, as it does to run a single instruction.

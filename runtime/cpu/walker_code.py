@@ -40,9 +40,10 @@ def _state(name: str, index: int = 0) -> str:
 def _within(table: str) -> str:
     """Goes to `supervisor` if the page of the access holds descriptors of this table."""
     cache = getattr(CpuState, table).offset
+    base, limit = (getattr(SegmentCache, name).offset for name in ("base", "limit"))
     return f"""
-    mov rdx, qword ptr [r9 + {cache + SegmentCache.base.offset}]
-    mov esi, dword ptr [r9 + {cache + SegmentCache.limit.offset}]
+    mov rdx, qword ptr [r9 + {cache + base}]
+    mov esi, dword ptr [r9 + {cache + limit}]
     add rsi, rdx
     and rdx, -4096
     cmp rbp, rdx

@@ -94,7 +94,7 @@ class Construction:
         m2p_frames, _ = hidden_frames(self.ram_frames)
         m2p = self.ram_frames
         heap = m2p + m2p_frames + _hole_frames(m2p_frames)
-        self.frames.owner[m2p:heap] = XEN
+        self.frames.columns.owner[m2p:heap] = XEN
         self.frames.stock(list(range(self.memory.frames - 1, heap - 1, -1)))
         return build_hole(self.memory, self.width, m2p + m2p_frames, m2p, m2p_frames)
 

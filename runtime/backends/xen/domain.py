@@ -122,6 +122,9 @@ class Domain:
     """Units of work of the current hypercall: list elements, pages."""
     _poll_alarm: AlarmHandle | None = None
 
+    def __post_init__(self) -> None:
+        self._vcpu_offsets = struct("vcpu_info", self.width).offsets
+
     # -- bounded work ------------------------------------------------------------------------
 
     def work(self, units: int = 1) -> None:
@@ -141,7 +144,7 @@ class Domain:
         return self.events.vcpu_info
 
     def _byte(self, name: str) -> int:
-        return self.vcpu_info + struct("vcpu_info", self.width).offsets[name]
+        return self.events.vcpu_info + self._vcpu_offsets[name]
 
     @property
     def upcall_mask(self) -> bool:

@@ -7,6 +7,7 @@ is why a frame in use as a page table can be mapped read-only, and nothing else.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Protocol
@@ -48,28 +49,44 @@ class PhysicalMemory(Protocol):
 
     def load(self, address: int, length: int) -> bytes: ...
     def store(self, address: int, data: bytes) -> None: ...
+    def word(self, address: int) -> int: ...
+    def set_word(self, address: int, value: int) -> None: ...
     def entries(self, mfn: int) -> npt.NDArray[np.uint64]: ...
+
+
+_NONE, _WRITABLE = int(PageType.NONE), int(PageType.WRITABLE)
+
+
+class _Columns:
+    """The columns that whole page tables are checked against, as numpy arrays over the same memory."""
+
+    def __init__(self, table: FrameTable) -> None:
+        self.owner: npt.NDArray[np.uint8] = np.frombuffer(table.owner, np.uint8)
+        self.kind: npt.NDArray[np.uint8] = np.frombuffer(table.kind, np.uint8)
+        self.type_count: npt.NDArray[np.int64] = np.frombuffer(table.type_count, np.int64)
+        self.references: npt.NDArray[np.int64] = np.frombuffer(table.references, np.int64)
 
 
 class FrameTable:
     """Owner, type, type count, reference count and pin of every machine frame.
 
-    Columns are numpy arrays over the frame number, so that a whole page table is checked at once.
+    A column is an array over the frame number; `columns` are the same for many frames at once.
     """
 
     def __init__(self, memory: PhysicalMemory, frames: int) -> None:
         self.memory = memory
         self.frames = frames
-        self.owner = np.zeros(frames, np.uint8)
-        self.kind = np.zeros(frames, np.uint8)
-        self.type_count = np.zeros(frames, np.int64)
-        self.references = np.zeros(frames, np.int64)
-        self.pinned = np.zeros(frames, np.uint8)
-        self.validated = np.zeros(frames, np.uint8)
-        self.with_hole = np.zeros(frames, np.uint8)
-        self.linear = np.zeros(frames, np.int32)
+        self.owner = array("B", bytes(frames))
+        self.kind = array("B", bytes(frames))
+        self.type_count = array("q", bytes(8 * frames))
+        self.references = array("q", bytes(8 * frames))
+        self.pinned = array("B", bytes(frames))
+        self.validated = array("B", bytes(frames))
+        self.with_hole = array("B", bytes(frames))
+        self.linear = array("i", bytes(4 * frames))
         """Linear mappings in this table (positive), or of it (negative)."""
-        self.released = np.zeros(frames, np.uint8)
+        self.released = array("B", bytes(frames))
+        self.columns = _Columns(self)
         self._free: list[int] = []
         self.on_free: Callable[[int], None] = lambda _mfn: None
 
@@ -86,7 +103,7 @@ class FrameTable:
 
     def owned_count(self) -> int:
         """Frames that the domain holds."""
-        return int(np.count_nonzero(self.owner == DOMAIN))
+        return int(np.count_nonzero(self.columns.owner == DOMAIN))
 
     def stock(self, mfns: list[int]) -> None:
         """Put frames into the heap."""
@@ -116,16 +133,17 @@ class FrameTable:
 
     def owned(self, mfn: int) -> bool:
         """Does the guest domain own it?"""
-        return self.valid(mfn) and bool(self.owner[mfn] == DOMAIN)
+        return 0 <= mfn < self.frames and self.owner[mfn] == DOMAIN
 
     def shared_with_guest(self, mfns: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of these frames are Xen's own but shared with the domain (shared_info, grant frames)?"""
-        found: npt.NDArray[np.bool_] = (self.owner[mfns] == XEN) & (self.kind[mfns] == PageType.WRITABLE)
+        owner, kind = self.columns.owner[mfns], self.columns.kind[mfns]
+        found: npt.NDArray[np.bool_] = (owner == XEN) & (kind == _WRITABLE)
         return found
 
     def share(self, mfn: int) -> None:
         """Let the guest map one of Xen's own frames."""
-        self.kind[mfn] = PageType.WRITABLE
+        self.kind[mfn] = _WRITABLE
 
     # -- general references ------------------------------------------------------------------
 
@@ -146,7 +164,7 @@ class FrameTable:
 
     def is_shared(self, mfn: int) -> bool:
         """Is this one of Xen's own frames that the domain may map (shared_info, grant frames)?"""
-        return bool(self.owner[mfn] == XEN and self.kind[mfn] == PageType.WRITABLE)
+        return self.owner[mfn] == XEN and self.kind[mfn] == _WRITABLE
 
     # -- types -------------------------------------------------------------------------------
 
@@ -159,7 +177,7 @@ class FrameTable:
 
     def clear_type(self, mfn: int) -> None:
         """No type reference is left."""
-        self.kind[mfn] = PageType.NONE
+        self.kind[mfn] = _NONE
         self.with_hole[mfn] = 0
         self.type_count[mfn] = 0
         self.validated[mfn] = 0
@@ -168,13 +186,13 @@ class FrameTable:
 
     def can_be(self, mfn: int, kind: PageType) -> bool:
         """May the frame take (another reference of) this type now?"""
-        return bool(self.type_count[mfn] == 0 or self.kind[mfn] == kind)
+        return self.type_count[mfn] == 0 or self.kind[mfn] == kind
 
     def get_writable(self, mfn: int) -> None:
         """Take a writable-type reference. Raises XenError(EBUSY) while it is a table or a descriptor page."""
-        if not self.can_be(mfn, PageType.WRITABLE):
+        if self.type_count[mfn] and self.kind[mfn] != _WRITABLE:
             raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is a {PageType(self.kind[mfn]).name} page")
-        self.kind[mfn] = PageType.WRITABLE
+        self.kind[mfn] = _WRITABLE
         self.type_count[mfn] += 1
 
     def put_writable(self, mfn: int) -> None:

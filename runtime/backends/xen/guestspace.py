@@ -33,28 +33,36 @@ class GuestSpace:
         end = address + max(size, 1) - 1
         if end > self.mask:
             return False
-        if self.tables.width == 64 and not (end < 1 << 47 or address >= (1 << 64) - (1 << 47)):
+        if self.tables.width == 64 and (end >= 1 << 47 and address < (1 << 64) - (1 << 47)):
             return False
         return end < first or address > last
 
+    def _place(self, address: int, write: bool) -> int:
+        """Machine address behind a virtual one. Raises XenError(EFAULT)."""
+        found = self.tables.walk(self.root(), address)
+        if found is None or (write and not found.writable):
+            raise XenError(ERRNO.EFAULT, f"guest address {address:#x} is not mapped")
+        return found.address
+
     def _pieces(self, address: int, size: int, write: bool) -> list[tuple[int, int]]:
+        """Machine address and length in bytes of each page's part."""
         address &= self.mask
         if not self.accessible(address, size):
             raise XenError(ERRNO.EFAULT, f"guest address {address:#x} is out of reach")
         pieces = []
         while size:
             here = min(size, PAGE_SIZE - address % PAGE_SIZE)
-            found = self.tables.walk(self.root(), address)
-            if found is None or (write and not found.writable):
-                raise XenError(ERRNO.EFAULT, f"guest address {address:#x} is not mapped")
-            pieces.append((found.address, here))
+            pieces.append((self._place(address, write), here))
             address += here
             size -= here
         return pieces
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at a guest virtual address. Raises XenError(EFAULT)."""
-        return b"".join(self.memory.load(at, length) for at, length in self._pieces(address, size, False))
+        pieces = self._pieces(address, size, False)
+        if len(pieces) == 1:
+            return self.memory.load(*pieces[0])
+        return b"".join(self.memory.load(at, length) for at, length in pieces)
 
     def write(self, address: int, data: bytes) -> None:
         """Write bytes at a guest virtual address; all of it or none. Raises XenError(EFAULT)."""

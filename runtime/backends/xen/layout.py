@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -70,11 +70,16 @@ class Struct:
 
     def unpack(self, data: bytes) -> dict[str, int]:
         """Every field of at most 8 bytes as an unsigned integer."""
-        return {
-            field: int.from_bytes(data[at : at + self.sizes[field]], "little")
-            for field, at in self.offsets.items()
-            if self.sizes[field] <= 8
-        }
+        number = int.from_bytes
+        return {field: number(data[at:end], "little") for field, at, end in self._integers}
+
+    @cached_property
+    def _integers(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, begin and end of the fields of at most 8 bytes."""
+        sizes = self.sizes
+        return tuple(
+            (field, at, at + sizes[field]) for field, at in self.offsets.items() if sizes[field] <= 8
+        )
 
     def pack(self, **values: int) -> bytearray:
         """A zeroed structure with these integer fields set."""

@@ -29,18 +29,20 @@ class MachineMemory:
     """All of machine memory, guest RAM and the hypervisor's part alike."""
 
     def __init__(self, memory: MemoryRange) -> None:
-        self._memory = memory
+        self.load, self.store = memory.load, memory.store
+        """Bytes at a machine address."""
         self.frames = memory.size // PAGE_SIZE
-        words = np.frombuffer(memory.view[: self.frames * PAGE_SIZE], np.uint64)
-        self._tables: npt.NDArray[np.uint64] = words.reshape(self.frames, 512)
+        whole = memory.view[: self.frames * PAGE_SIZE]
+        self._words = whole.cast("Q")
+        self._tables: npt.NDArray[np.uint64] = np.frombuffer(whole, np.uint64).reshape(self.frames, 512)
 
-    def load(self, address: int, length: int) -> bytes:
-        """`length` bytes at a machine address."""
-        return self._memory.load(address, length)
+    def word(self, address: int) -> int:
+        """The 8 bytes at an aligned machine address as a number; it must be inside memory."""
+        return self._words[address >> 3]
 
-    def store(self, address: int, data: bytes) -> None:
-        """Write bytes at a machine address."""
-        self._memory.store(address, data)
+    def set_word(self, address: int, value: int) -> None:
+        """Write 8 bytes at an aligned machine address inside memory."""
+        self._words[address >> 3] = value
 
     def entries(self, mfn: int) -> npt.NDArray[np.uint64]:
         """A frame as 512 table entries, writable in place."""

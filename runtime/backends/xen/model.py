@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["DomainCpu", "XenHypervisor", "is_own_guest"]
 
 HYPERCALLS = names("hypercall")
+EXITS = {number: f"hypercall {name}" for number, name in HYPERCALLS.items()}
 IRET = numbers("hypercall")["iret"]
 PV32_VECTOR = 0x82
 ENTRY_CR0, ENTRY_CR4 = 0x8005003B, 0x6A0
@@ -98,6 +99,8 @@ class XenHypervisor(Hypervisor):
     page_writes: PageTableWrites
     width: int
     _last_spurious = (0, -1)
+    _mask_watched = -1
+    """Machine address of the vcpu_info whose mask is the interrupt window."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
@@ -162,10 +165,12 @@ class XenHypervisor(Hypervisor):
 
     def _watch_mask(self) -> None:
         """Interrupts are accepted while vcpu_info.upcall_mask is 0."""
-        machine = self.machine
-        machine.cpu.set_interrupt_window(
-            machine.memory.host_address + self.domain.vcpu_info, UPCALL_MASK_WORD, UPCALL_MASK_WORD
-        )
+        machine, place = self.machine, self.domain.vcpu_info
+        if place != self._mask_watched:
+            self._mask_watched = place
+            machine.cpu.set_interrupt_window(
+                machine.memory.host_address + place, UPCALL_MASK_WORD, UPCALL_MASK_WORD
+            )
 
     def map_descriptor_tables(self) -> None:
         """Map the guest's descriptor pages and Xen's own behind them; LDT pages that are not there fault."""
@@ -264,25 +269,22 @@ class XenHypervisor(Hypervisor):
         self._finish()
 
     def _begin(self) -> int:
-        """Count and charge a hypercall; its number."""
+        """Count a hypercall; its number."""
         machine = self.machine
         number = int(machine.cpu.state.gpr[fl.RAX]) & 0xFFFFFFFF
-        name = HYPERCALLS.get(number, "unknown number")
-        machine.stats.exits[f"hypercall {name}"] += 1
-        machine.trace("hypercall", number=number, name=name, rip=machine.cpu.state.rip)
-        machine.clock.spend_ns(HYPERCALL_COST_NS)
+        machine.stats.exits[EXITS.get(number, "hypercall unknown number")] += 1
+        if machine.tracer is not None:
+            name = HYPERCALLS.get(number, "unknown number")
+            machine.trace("hypercall", number=number, name=name, rip=machine.cpu.state.rip)
         self.domain.work_done = 0
         return number
 
     def _carry_out(self, number: int, arguments: Sequence[int]) -> int | Continue:
-        result: int | Continue = -int(ERRNO.ENOSYS)
-
-        def run() -> None:
-            nonlocal result
-            result = call(self.domain, number, arguments)
-
-        self._guarded(run)
-        return result
+        try:
+            return call(self.domain, number, arguments)
+        except DomainCrashError as crash:
+            self._crash(crash)
+            return -int(ERRNO.ENOSYS)
 
     def _answer(self, result: int | Continue, registers: Sequence[int], length: int, mask: int) -> None:
         """Give the result, or have the guest make the call again with what is left to do."""
@@ -295,9 +297,9 @@ class XenHypervisor(Hypervisor):
             state.gpr[fl.RAX] = result & mask
 
     def _finish(self) -> None:
-        """What a hypercall may have left to do: shut down, sleep, an NMI, a moved vcpu_info."""
+        """Charge the hypercall; what it may have left to do: shut down, sleep, an NMI, a moved vcpu_info."""
         domain = self.domain
-        self.machine.clock.spend_ns(domain.work_done * WORK_COST_NS)
+        self.machine.clock.spend_ns(HYPERCALL_COST_NS + domain.work_done * WORK_COST_NS)
         if domain.shutdown:
             self._shut_down(domain.shutdown)
         elif domain.blocked:
@@ -321,7 +323,10 @@ class XenHypervisor(Hypervisor):
         try:
             work()
         except DomainCrashError as crash:
-            self.machine.crash(f"domain_crash: d{self.domain.domid}v0 {crash}")
+            self._crash(crash)
+
+    def _crash(self, crash: DomainCrashError) -> None:
+        self.machine.crash(f"domain_crash: d{self.domain.domid}v0 {crash}")
 
     # -- traps ---------------------------------------------------------------------------------
 
@@ -418,6 +423,7 @@ class XenHypervisor(Hypervisor):
         own |= {f"emulated {name}": count for name, count in self.emulator.counts.items()}
         own["emulated page-table write"] = self.page_writes.count
         own["frames in use as tables"] = sum(
-            int((self.domain.frames.kind == kind).sum()) for kind in range(PageType.L1, PageType.L4 + 1)
+            int((self.domain.frames.columns.kind == kind).sum())
+            for kind in range(PageType.L1, PageType.L4 + 1)
         )
         return own

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,19 @@ FREELY_CHANGED = NX | AVAILABLE_HIGH | AVAILABLE | GLOBAL | DIRTY | ACCESSED | U
 SHIFT = {1: 12, 2: 21, 3: 30, 4: 39}
 LAST_GIGABYTE = 3
 NO_FRAME = FRAME_MASK >> 12
+_DISALLOWED = {
+    width: {
+        level: (1 << 64) - 1
+        & ~FRAME_MASK
+        & ~(ALLOWED_L1 if level == 1 else ALLOWED_PAE_L3 if (width, level) == (32, 3) else ALLOWED)
+        for level in SHIFT
+    }
+    for width in (32, 64)
+}
+"""Bits that an entry of a level must not have set, by guest width."""
+_L1, _L4, _SEGMENT, _WRITABLE = (
+    int(kind) for kind in (PageType.L1, PageType.L4, PageType.SEGMENT, PageType.WRITABLE)
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,7 @@ class HoleEntries:
         return self.first <= index < self.first + len(self.values)
 
 
-@dataclass(frozen=True)
-class Translation:
+class Translation(NamedTuple):
     """Where a guest virtual address leads, and the leaf entry: machine addresses, and its value."""
 
     address: int
@@ -68,8 +81,12 @@ class PageTables:
         self.width = width
         self.top_level = 4 if width == 64 else 3
         self.hole = hole
+        self._disallowed = _DISALLOWED[width]
+        self._steps = tuple((SHIFT[level], self._last_index(level)) for level in range(self.top_level, 0, -1))
         self.on_descriptors_unmapped: Callable[[], None] = lambda: None
         """A mapping of a descriptor page goes: it may be wanted for something else soon."""
+        self.stale = False
+        """A present entry has changed, so that the CPU may have a translation by the old one."""
 
     # -- types of frames ---------------------------------------------------------------------
 
@@ -83,11 +100,7 @@ class PageTables:
         frames = self.frames
         frames.get(mfn)
         if frames.type_count[mfn]:
-            if (
-                frames.kind[mfn] != kind
-                or bool(frames.with_hole[mfn]) != with_hole
-                or not frames.validated[mfn]
-            ):
+            if frames.kind[mfn] != kind or frames.with_hole[mfn] != with_hole or not frames.validated[mfn]:
                 frames.put(mfn)
                 raise XenError(
                     ERRNO.EINVAL,
@@ -108,10 +121,10 @@ class PageTables:
         """Drop a type reference and its general one; the last one gives up what the table referred to."""
         frames = self.frames
         if frames.type_count[mfn] == 1:
-            kind = PageType(frames.kind[mfn])
+            kind = frames.kind[mfn]
             frames.validated[mfn] = 0
-            if PageType.L1 <= kind <= PageType.L4:
-                self._release_entries(mfn, int(kind), self._present(mfn, int(kind)))
+            if _L1 <= kind <= _L4:
+                self._release_entries(mfn, kind, self._present(mfn, kind))
             frames.clear_type(mfn)
         else:
             frames.type_count[mfn] -= 1
@@ -120,11 +133,10 @@ class PageTables:
     def _present(self, mfn: int, level: int) -> list[int]:
         """Indices of the present entries that the guest owns."""
         entries = self.frames.memory.entries(mfn)
-        count = 4 if level == 3 and self.width == 32 else 512
-        found = np.nonzero(entries[:count] & np.uint64(PRESENT))[0]
+        found: list[int] = np.nonzero(entries[: self._last_index(level) + 1] & np.uint64(PRESENT))[0].tolist()
         if self._holds_hole(mfn, level):
-            return [int(i) for i in found if not self.hole.owns(int(i))]
-        return [int(i) for i in found]
+            return [index for index in found if not self.hole.owns(index)]
+        return found
 
     def _holds_hole(self, mfn: int, level: int) -> bool:
         """Has this table Xen's own slots: the L4 of a pv64 guest, the L2 of a pv32 guest's last gigabyte?"""
@@ -166,23 +178,23 @@ class PageTables:
 
     def _validate_l1(self, mfn: int) -> None:
         """All 512 entries at once; a wrong table is looked at again, entry by entry, for the first error."""
-        frames = self.frames
+        frames, columns = self.frames, self.frames.columns
         entries = frames.memory.entries(mfn)
         index = np.nonzero(entries & np.uint64(PRESENT))[0]
         values = entries[index]
         targets = ((values & np.uint64(FRAME_MASK)) >> np.uint64(12)).astype(np.int64)
-        wrong = bool(np.any(values & np.uint64(~(ALLOWED_L1 | FRAME_MASK) & (1 << 64) - 1)))
+        wrong = bool(np.any(values & np.uint64(self._disallowed[1])))
         if wrong or bool(np.any(targets >= frames.frames)):
             self._report_l1(values)
         shared = frames.shared_with_guest(targets)
         written = targets[((values & np.uint64(WRITE)) != 0) & ~shared]
-        if np.any((frames.owner[targets] != DOMAIN) & ~shared) or np.any(
-            (frames.type_count[written] != 0) & (frames.kind[written] != PageType.WRITABLE)
+        if np.any((columns.owner[targets] != DOMAIN) & ~shared) or np.any(
+            (columns.type_count[written] != 0) & (columns.kind[written] != _WRITABLE)
         ):
             self._report_l1(values)
-        frames.kind[written] = PageType.WRITABLE
-        np.add.at(frames.type_count, written, 1)
-        np.add.at(frames.references, targets[~shared], 1)
+        columns.kind[written] = _WRITABLE
+        np.add.at(columns.type_count, written, 1)
+        np.add.at(columns.references, targets[~shared], 1)
         if self.width == 64:
             entries[index] = self._adjust_l1_array(values)
 
@@ -197,9 +209,9 @@ class PageTables:
         return np.where((values & np.uint64(GUEST_KERNEL)) == 0, values | np.uint64(GLOBAL | USER), values)
 
     def _release_entries(self, mfn: int, level: int, indices: list[int]) -> None:
-        entries = self.frames.memory.entries(mfn)
+        word, table = self.frames.memory.word, mfn * PAGE_SIZE
         for index in indices:
-            self._drop(int(entries[index]), level, mfn)
+            self._drop(word(table + index * 8), level, mfn)
 
     # -- one entry ---------------------------------------------------------------------------
 
@@ -207,16 +219,19 @@ class PageTables:
         """get_page_from_l1e's verdict on a present entry. Raises XenError."""
         frames = self.frames
         mfn = (value & FRAME_MASK) >> 12
-        if value & ~(ALLOWED_L1 | FRAME_MASK):
-            raise XenError(ERRNO.EINVAL, f"L1 entry {value:#x} has bits that a guest may not set")
+        self._check_bits(value, 1)
         if not frames.valid(mfn):
             raise XenError(ERRNO.EINVAL if mfn == NO_FRAME else ERRNO.EPERM, f"frame {mfn:#x} is I/O memory")
         if frames.is_shared(mfn):
             return
         if not frames.owned(mfn):
             raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is not the domain's")
-        if value & WRITE and not frames.can_be(mfn, PageType.WRITABLE):
+        if value & WRITE and frames.type_count[mfn] and frames.kind[mfn] != _WRITABLE:
             raise XenError(ERRNO.EBUSY, f"frame {mfn:#x} is a {PageType(frames.kind[mfn]).name} page")
+
+    def _check_bits(self, value: int, level: int) -> None:
+        if value & self._disallowed[level]:
+            raise XenError(ERRNO.EINVAL, f"L{level} entry {value:#x} has bits that a guest may not set")
 
     def _take(self, value: int, level: int, table: int, index: int) -> None:
         """Take what a present entry refers to. Raises XenError with the code that Xen gives."""
@@ -229,9 +244,7 @@ class PageTables:
                     frames.get_writable(mfn)
                 frames.get(mfn)
             return
-        allowed = ALLOWED_PAE_L3 if level == 3 and self.width == 32 else ALLOWED
-        if value & ~(allowed | FRAME_MASK):
-            raise XenError(ERRNO.EINVAL, f"L{level} entry {value:#x} has bits that a guest may not set")
+        self._check_bits(value, level)
         last = self.width == 32 and level == 3 and index == LAST_GIGABYTE
         try:
             self.get_type(mfn, PageType(level - 1), with_hole=last)
@@ -275,7 +288,7 @@ class PageTables:
             return
         if value & WRITE:
             frames.put_writable(mfn)
-        elif frames.kind[mfn] == PageType.SEGMENT:
+        elif frames.kind[mfn] == _SEGMENT:
             self.on_descriptors_unmapped()
         frames.put(mfn)
 
@@ -302,11 +315,11 @@ class PageTables:
         frames = self.frames
         if not frames.owned(mfn):
             raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} is not the domain's")
-        kind = int(frames.kind[mfn]) if frames.type_count[mfn] else 0
-        if PageType.L1 <= kind <= PageType.L4:
+        kind = frames.kind[mfn] if frames.type_count[mfn] else 0
+        if _L1 <= kind <= _L4:
             self._modify(mfn, offset // 8, value, kind, preserve_ad)
-        elif kind in (PageType.NONE, PageType.WRITABLE):
-            frames.memory.store(address & ~7, value.to_bytes(8, "little"))
+        elif kind in (0, _WRITABLE):
+            frames.memory.set_word(address & ~7, value)
         else:
             raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} holds segment descriptors")
 
@@ -316,23 +329,20 @@ class PageTables:
             raise XenError(ERRNO.EINVAL, f"slot {index} of this table belongs to Xen")
         if level == 3 and self.width == 32 and index >= LAST_GIGABYTE:
             raise XenError(ERRNO.EINVAL, f"slot {index} of a pv32 guest's L3 cannot change")
-        entries = self.frames.memory.entries(mfn)
-        old = int(entries[index])
+        memory, address = self.frames.memory, mfn * PAGE_SIZE + index * 8
+        old = memory.word(address)
         drop = bool(old & PRESENT)
         if value & PRESENT:
-            allowed = (
-                ALLOWED_PAE_L3 if level == 3 and self.width == 32 else ALLOWED_L1 if level == 1 else ALLOWED
-            )
-            if value & ~(allowed | FRAME_MASK):
-                raise XenError(ERRNO.EINVAL, f"L{level} entry {value:#x} has bits that a guest may not set")
+            self._check_bits(value, level)
             if drop and not (old ^ self._adjusted(value, level)) & ~FREELY_CHANGED:
                 drop = False
             else:
                 self._take(value, level, mfn, index)
             value = self._adjusted(value, level)
         if preserve_ad:
-            value |= int(entries[index]) & (ACCESSED | DIRTY)
-        entries[index] = value
+            value |= memory.word(address) & (ACCESSED | DIRTY)
+        memory.set_word(address, value)
+        self.stale = self.stale or bool(old & PRESENT)
         if drop:
             self._drop(old, level, mfn)
 
@@ -359,34 +369,30 @@ class PageTables:
 
     def leaf_entry(self, root: int, address: int) -> int | None:
         """Machine address of the L1 entry for a virtual address, present or not; None without an L1 table."""
-        table = root
-        for level in range(self.top_level, 1, -1):
-            entry = int(self.frames.memory.entries(table)[self._index(address, level)])
+        word, table = self.frames.memory.word, root
+        for shift, last in self._steps[:-1]:
+            entry = word(table * PAGE_SIZE + (address >> shift & last) * 8)
             table = (entry & FRAME_MASK) >> 12
             if not entry & PRESENT or entry & PSE or not self.frames.owned(table):
                 return None
-        if self.frames.kind[table] != PageType.L1 or not self.frames.type_count[table]:
+        if self.frames.kind[table] != _L1 or not self.frames.type_count[table]:
             return None
-        return table * PAGE_SIZE + self._index(address, 1) * 8
+        return table * PAGE_SIZE + (address >> SHIFT[1] & 511) * 8
 
-    def _index(self, address: int, level: int) -> int:
-        return (address >> SHIFT[level]) & (3 if level == 3 and self.width == 32 else 511)
+    def _last_index(self, level: int) -> int:
+        return 3 if level == 3 and self.width == 32 else 511
 
     def walk(self, root: int, address: int) -> Translation | None:
         """The leaf that maps a guest virtual address under the top-level frame `root`, or None."""
-        table, writable, user = root, True, True
-        for level in range(self.top_level, 0, -1):
-            index = self._index(address, level)
-            entry = int(self.frames.memory.entries(table)[index])
-            if not entry & PRESENT:
-                return None
-            writable = writable and bool(entry & WRITE)
-            user = user and bool(entry & USER)
+        word, limit = self.frames.memory.word, self.frames.frames
+        mfn, rights, at, entry = root, WRITE | USER, 0, 0
+        for shift, last in self._steps:
+            at = mfn * PAGE_SIZE + (address >> shift & last) * 8
+            entry = word(at)
             mfn = (entry & FRAME_MASK) >> 12
-            if not self.frames.valid(mfn):
+            if not entry & PRESENT or mfn >= limit:
                 return None
-            if level == 1:
-                address = mfn * PAGE_SIZE + address % PAGE_SIZE
-                return Translation(address, table * PAGE_SIZE + index * 8, entry, writable, user)
-            table = mfn
-        return None
+            rights &= entry
+        return Translation(
+            mfn * PAGE_SIZE + address % PAGE_SIZE, at, entry, bool(rights & WRITE), bool(rights & USER)
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from struct import Struct as Packed
 
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.events import DOMID_SELF
@@ -18,6 +19,8 @@ FLUSH_TYPE = 3
 FLUSH_TLB, FLUSH_INVLPG = 1, 2
 FLUSH_ALL = 4
 MMUEXT = names("mmuext")
+_UPDATE = Packed("<QQ")
+"""struct mmu_update, the same for both widths."""
 MAX_LDT_ENTRIES = 8192
 PREEMPTED = 1 << 31
 DOMID_CONTROL, DOMID_IO = 0, 0x7FF1
@@ -88,11 +91,13 @@ def mmu_update(domain: Domain, arguments: Sequence[int]) -> int | Continue:
     try:
         return _run_list(domain, arguments, struct("mmu_update", domain.width), _one_update)
     finally:
-        domain.cpu.flush()
+        if domain.tables.stale:
+            domain.tables.stale = False
+            domain.cpu.flush()
 
 
 def _one_update(domain: Domain, request: bytes) -> None:
-    pointer, value = int.from_bytes(request[:8], "little"), int.from_bytes(request[8:], "little")
+    pointer, value = _UPDATE.unpack(request)
     command = pointer & COMMAND_BITS
     if command == MACHPHYS:
         mfn = pointer >> 12
