@@ -11,6 +11,7 @@ from importlib.resources import files
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from rewriter.decode.classification import class_by_code, codes_matching
+from rewriter.scan.descriptor_data import DataRanges
 from rewriter.scan.space import Region, Space
 
 __all__ = ["Block", "BlockDecoder", "Edge"]
@@ -18,6 +19,7 @@ __all__ = ["Block", "BlockDecoder", "Edge"]
 MAX_BLOCK = 4096
 """Instructions in one block before it is cut; real blocks stay far below."""
 
+_MAY_NOT_RETURN = (Mnemonic.HLT, Mnemonic.INT)
 _ENDING = {FlowControl.RETURN, FlowControl.EXCEPTION}
 _IMMEDIATE_KINDS = (OpKind.IMMEDIATE32, OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64)
 _BRANCH_KINDS = (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
@@ -80,6 +82,8 @@ class Block:
     """Displacements of `lea r, [base+disp32]`: offsets from the GOT in position independent i386 code."""
     tables: list[int] = field(default_factory=list)
     """Addresses of GDT pseudo-descriptors that the block loads."""
+    idt_pointers: list[int] = field(default_factory=list)
+    """Addresses of IDT pseudo-descriptors that the block loads."""
     indirect: int = 0
     """Address of the indirect jump that ends it, or 0."""
     merges: bool = False
@@ -89,8 +93,10 @@ class Block:
 class BlockDecoder:
     """Decodes blocks anywhere in a space, at any width; holds no knowledge of what was seen before."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, data: DataRanges | None = None) -> None:
         self.space = space
+        self.data = data or DataRanges()
+        """Bytes that are no instructions unless a branch leads to them."""
         self.decoded = 0
         self._decoders: dict[int, Decoder] = {}
         self._instruction = Instruction()
@@ -130,17 +136,33 @@ class BlockDecoder:
             address = instruction.next_ip
         return found if address == end else []
 
-    def block(self, start: int, width: int, known: bytearray, region: Region, strict: bool = False) -> Block:
+    def block(
+        self,
+        start: int,
+        width: int,
+        known: bytearray,
+        region: Region,
+        *,
+        strict: bool = False,
+        weak: bool = False,
+        end: int | None = None,
+    ) -> Block:
         """The block at `start`; `known` holds the lengths of instructions already found in `region`.
 
-        With `strict`, decoding ends at the first implausible instruction.
+        With `strict`, decoding ends at the first implausible instruction. Code that runs into data is
+        none, but for what stands before a last HLT or INT n: those may never come back. Data is what is
+        no instruction and, where control comes by a return that may never happen (`weak`), by a guess
+        or past such an instruction, also zeros and what `data` holds. `end` cuts the block there.
         """
         block = Block(start, width)
+        pause = 0
         sensitive = class_by_code()
         payload = self.space.image.payload
         address = start
         for _ in range(MAX_BLOCK):
             offset = address - region.vaddr
+            if address == end:
+                return block
             if address >= region.end:
                 block.runs_off = True
                 return block
@@ -149,7 +171,11 @@ class BlockDecoder:
                 return block
             instruction = self.instruction_at(address, width, region)
             length = instruction.len
-            if instruction.is_invalid or address + length > region.end:
+            invalid = instruction.is_invalid or address + length > region.end
+            doubtful = weak or strict or pause
+            if invalid or (doubtful and self._is_data(address, length, region.file_offset + offset)):
+                if pause:
+                    return self.block(start, width, known, region, strict=strict, end=pause)
                 block.valid = False
                 return block
             code = instruction.code
@@ -163,8 +189,15 @@ class BlockDecoder:
             if self._flow(block, instruction, address):
                 return block
             address += length
+            if instruction.mnemonic in _MAY_NOT_RETURN:
+                pause = address
         block.edges.append(Edge(address, "fall"))
         return block
+
+    def _is_data(self, address: int, length: int, at: int) -> bool:
+        """Whether what may never be reached is a descriptor table, or zeros."""
+        zeros = length == 2 and self.space.image.payload[at : at + 2] in _implausible().filler
+        return zeros or address in self.data
 
     def _judge(self, block: Block, instruction: Instruction, payload: bytes, at: int) -> None:
         """Note what real code would not contain."""
@@ -199,6 +232,8 @@ class BlockDecoder:
                     block.slots.append(value)
                 elif instruction.mnemonic == Mnemonic.LGDT:
                     block.tables.append(value)
+                elif instruction.mnemonic == Mnemonic.LIDT:
+                    block.idt_pointers.append(value)
             elif kind in _IMMEDIATE_KINDS:
                 value = instruction.immediate(index)
                 if value > 0xFFF:

@@ -17,6 +17,7 @@ from functools import cached_property
 
 from rewriter.decode import instruction_lengths
 from rewriter.scan.block import Block, BlockDecoder, Edge
+from rewriter.scan.descriptor_data import DataRanges
 from rewriter.scan.space import Region, Space
 
 __all__ = ["Explorer", "Start"]
@@ -49,11 +50,11 @@ NEAR = 64
 class Explorer:
     """What recursion has found so far. Addresses are virtual; arrays are per region, by offset."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, data: DataRanges | None = None) -> None:
         self.space = space
         self.settled: frozenset[int] = frozenset()
         """Regions whose code of the image's own width is known by other means; it is not followed."""
-        self.decoder = BlockDecoder(space)
+        self.decoder = BlockDecoder(space, data)
         self.lengths = [bytearray(region.size) for region in space.regions]
         """Instruction length at each start, else 0."""
         self.covered = [bytearray(region.size) for region in space.regions]
@@ -71,6 +72,7 @@ class Explorer:
         self.slots: dict[int, int] = {}
         self.based: set[int] = set()
         self.gdt_pointers: set[int] = set()
+        self.idt_pointers: set[int] = set()
         self.indirect: dict[int, int] = {}
         self.far: list[tuple[Edge, int]] = []
         self.rejected: set[tuple[int, int]] = set()
@@ -142,7 +144,8 @@ class Explorer:
                 continue
             if self.covered[region.index][offset] and edge.kind not in ("jump", "call"):
                 continue
-            block = self.decoder.block(edge.address, width, self.lengths[region.index], region)
+            weak = edge.kind == "after_call"
+            block = self.decoder.block(edge.address, width, self.lengths[region.index], region, weak=weak)
             if not block.valid or not block.instructions:
                 self.rejected.add((edge.address, width))
                 continue
@@ -176,6 +179,7 @@ class Explorer:
             self.slots.setdefault(slot, block.width)
         self.based.update(block.based)
         self.gdt_pointers.update(block.tables)
+        self.idt_pointers.update(block.idt_pointers)
         if block.indirect:
             self.indirect[block.indirect] = block.width
         if block.width == 32:
@@ -226,8 +230,20 @@ class Explorer:
         )
         return [start for start, _ in found], [end for _, end in found]
 
+    def holds_code(self, ranges: Iterable[tuple[int, int]]) -> bool:
+        """Whether a byte of these ranges was taken for code."""
+        for start, end in ranges:
+            region = self.space.find(start)
+            if region is not None and any(
+                self.covered[region.index][start - region.vaddr : end - region.vaddr]
+            ):
+                return True
+        return False
+
     def is_object(self, address: int) -> bool:
-        """Whether a symbol says that the byte is data, which outweighs any guess."""
+        """Whether a symbol or a descriptor table says that the byte is data, which outweighs any guess."""
+        if address in self.decoder.data:
+            return True
         starts, ends = self._objects
         index = bisect_right(starts, address) - 1
         return index >= 0 and address < ends[index]

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from rewriter.image import Image
 from rewriter.scan.block import Edge
+from rewriter.scan.descriptor_data import DataRanges, descriptor_data
 from rewriter.scan.explore import Explorer, Start
 from rewriter.scan.frames import function_frames
 from rewriter.scan.gaps import guess_gaps
@@ -17,6 +18,7 @@ from rewriter.scan.space import Space
 __all__ = ["Recursion"]
 
 _WIDTHS = (16, 32, 64)
+_ATTEMPTS = 3
 
 
 class Recursion:
@@ -25,14 +27,34 @@ class Recursion:
     def __init__(self, image: Image, space: Space) -> None:
         self.image = image
         self.space = space
-        self.explorer = Explorer(space)
+        self.settled: frozenset[int] = frozenset()
+        """Regions whose code of the image's own width is known by other means."""
+        self._begin(DataRanges())
+
+    def _begin(self, data: DataRanges) -> None:
+        """Know nothing but what is data."""
+        self.explorer = Explorer(self.space, data)
+        self.explorer.settled = self.settled
         self.tables: dict[int, JumpTable] = {}
         self.functions: set[int] = set()
         self._tried_far = 0
         self._tried: set[tuple[int, int]] = set()
 
     def run_entries(self) -> None:
-        """Follow the entry points only, each in the width that its boot protocol enters it in."""
+        """Follow the entry points only, each in the width that its boot protocol enters it in.
+
+        What they load as descriptor tables is data; if it was taken for code, all begins again.
+        """
+        data = DataRanges()
+        for _ in range(_ATTEMPTS):
+            self._begin(data)
+            self._follow_entries()
+            data = descriptor_data(self.space, self.explorer.gdt_pointers, self.explorer.idt_pointers)
+            if not self.explorer.holds_code(data.ranges):
+                break
+        self.explorer.decoder.data = data
+
+    def _follow_entries(self) -> None:
         starts = [Start(entry.address, entry.width) for entry in self.image.entries if entry.width in _WIDTHS]
         self.functions.update(start.address for start in starts)
         self.explorer.follow(starts)

@@ -56,7 +56,7 @@ class _Scan:
             r for r in self.space.regions if r.index not in self.swept and r.index not in replacement
         ]
         self.progress("following the code from its entry points")
-        self.recursion.explorer.settled = frozenset(self.swept) | replacement
+        self.recursion.settled = frozenset(self.swept) | replacement
         if recursive:
             self.recursion.run_all()
         else:

@@ -33,6 +33,32 @@ def test_a_call_that_never_returns_is_not_followed() -> None:
     assert kinds(scan_image(flat_image(code))) == [(13, "hlt", 32)]
 
 
+@pytest.mark.parametrize("behind", ["halt", "call"])
+def test_tables_behind_the_first_instructions_are_data(behind: str) -> None:
+    """The GDT pointer decodes to OUTSD and ADD, the GDT to a far call and IRET: they follow what never returns."""
+    start = b"\xfa\x0f\x01\x15" + struct.pack("<I", BASE + 0x22)  # cli ; lgdt [pointer]
+    start += b"\xf4" if behind == "halt" else b"\xe8" + struct.pack("<i", 0x60 - 13)  # hlt, or call panic
+    code = start.ljust(0x20, b"\x90") + b"\0\0" + struct.pack("<HI", 0x6F, BASE + 0x30)
+    code = code.ljust(0x30, b"\x90")
+    code += struct.pack("<QQQ", 0, 0x40CF9A000000FFFF, 0x40CF92000000FFFF)
+    code = code.ljust(0x60, b"\0") + b"\xf4\xeb\xfd"
+    last = [(8 if behind == "halt" else 0x60, "hlt", 32)]
+    assert kinds(scan_image(flat_image(code))) == [(0, "cli", 32), (1, "lgdt", 32), *last]
+
+
+@pytest.mark.parametrize("data", ["00" * 16, "ff" * 16, "66ff" * 8])
+def test_what_stands_before_a_last_halt_is_code_whatever_follows(data: str) -> None:
+    code = b"\xfa\xf4" + bytes.fromhex(data)
+    assert kinds(scan_image(flat_image(code))) == [(0, "cli", 32), (1, "hlt", 32)]
+
+
+def test_a_limit_beyond_the_table_makes_no_code_data() -> None:
+    code = b"\x0f\x01\x15" + struct.pack("<I", BASE + 0x12) + b"\xeb\x1f"  # lgdt [pointer] ; jmp
+    code = code.ljust(0x12, b"\xcc") + struct.pack("<HI", 0xFFFF, BASE + 0x18)
+    code += struct.pack("<QQ", 0, 0x00CF9A000000FFFF) + b"\xfa\xfb\x90\x90\x90\x90\x90\x90\xf4\xeb\xfd"
+    assert [kind for _, kind, _ in kinds(scan_image(flat_image(code)))][:3] == ["lgdt", "cli", "sti"]
+
+
 def test_a_far_jump_into_64_bit_code_changes_the_width() -> None:
     gdt = struct.pack("<QQ", 0, 0x00AF_9A00_0000_FFFF)
     start = b"\x0f\x01\x15" + struct.pack("<I", BASE + 0x40)  # lgdt [pointer]
