@@ -35,7 +35,7 @@ def test_a_call_that_never_returns_is_not_followed() -> None:
 
 @pytest.mark.parametrize("behind", ["halt", "call"])
 def test_tables_behind_the_first_instructions_are_data(behind: str) -> None:
-    """The GDT pointer decodes to OUTSD and ADD, the GDT to a far call and IRET; HLT and calls may not return."""
+    """The GDT pointer decodes to OUTSD and ADD, the GDT to a far call and IRET; HLT may not return."""
     start = b"\xfa\x0f\x01\x15" + struct.pack("<I", BASE + 0x22)  # cli ; lgdt [pointer]
     start += b"\xf4" if behind == "halt" else b"\xe8" + struct.pack("<i", 0x60 - 13)  # hlt, or call panic
     code = start.ljust(0x20, b"\x90") + b"\0\0" + struct.pack("<HI", 0x6F, BASE + 0x30)
