@@ -1,25 +1,29 @@
 """Shadow paging as a virtual TLB: the guest's tables are walked on a fault, the result is cached.
 
-The real tables are three-level (PAE) whatever the guest's format is, live in memory that no
-guest-physical address names, and start empty after every flush. A page is mapped no-execute until
-it is fetched from: the emulated CPU stores to such pages at full speed, and to executable ones
-slowly. Accessed and dirty bits appear in the guest's tables as hardware would set them: an entry
-is writable only after a write. Intel SDM vol. 3, 4.4 (PAE) and 4.10 (what a TLB may cache).
+The real tables are three-level (PAE; Intel SDM vol. 3, 4.4) whatever the guest's format is, and start empty
+after every flush.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from runtime.deprivileged.shadowtables import (
+    FRAME,
+    LARGE,
+    LARGE_SIZE,
+    NX,
+    PAGE,
+    PRESENT,
+    TABLE,
+    USER,
+    WRITE,
+    ShadowTables,
+)
 from runtime.memory import GuestMemory, MemoryRange, PageFault, Translation, translate
 
 __all__ = ["PAGE", "ShadowMmu"]
 
-PAGE = 4096
-_PRESENT, _WRITE, _USER, _LARGE = 1, 2, 4, 0x80
-_NX = 1 << 63
-_FRAME = 0x000F_FFFF_FFFF_F000
-_LARGE_SIZE = 1 << 21
 _CR0_PG_PE = 0x8000_0001
 _CR0_WP = 1 << 16
 _CR4_PSE, _CR4_PAE = 1 << 4, 1 << 5
@@ -27,7 +31,7 @@ _OPEN_BUS = 1 << 32
 """Physical addresses from here on answer with all ones and ignore writes."""
 
 
-class ShadowMmu:
+class ShadowMmu(ShadowTables):
     """The tables that the CPU walks while a guest runs on ours.
 
     `host_base` and `host_pages` delimit the private memory for tables (6 pages at least);
@@ -43,26 +47,17 @@ class ShadowMmu:
         host_pages: int,
         flush_tlb: Callable[[], None],
     ) -> None:
-        self._words = memory.view[: memory.total & ~7].cast("Q")
-        self._view = memory.view
-        self._ram = memory.size
-        self._guest = guest
-        self._flush_tlb = flush_tlb
+        super().__init__(memory, guest, _OPEN_BUS, flush_tlb)
         self.pointer_table = host_base
         self._directory = host_base + PAGE
         self._pool = range(host_base + 5 * PAGE, host_base + host_pages * PAGE, PAGE)
         self._reserved = 0
         self._used = 0
         self._host_tables: dict[int, int] = {}
-        self._code_frames: set[int] = set()
-        self._code_slots: set[int] = set()
         self.root = 0
         self.cr4 = _CR4_PSE
-        self.write_protect = True
-        self.fills = 0
-        self.flushes = 0
         for index in range(4):
-            self._words[(self.pointer_table >> 3) + index] = (self._directory + index * PAGE) | _PRESENT
+            self._words[(self.pointer_table >> 3) + index] = (self._directory + index * PAGE) | PRESENT
         self.flush()
 
     # -- the guest's side --------------------------------------------------------------------
@@ -104,47 +99,22 @@ class ShadowMmu:
         """Answer a fault of the CPU from the guest's tables. Raises `PageFault` if it is the guest's."""
         slot = linear >> 21
         if slot in self._host_tables:
-            raise PageFault(linear, (_WRITE if write else 0) | (_USER if user else 0))
+            raise PageFault(linear, (WRITE if write else 0) | (USER if user else 0))
         found = self.walk(linear, write=write, user=user, fetch=fetch)
         self.fills += 1
         frame = found.physical & ~(PAGE - 1)
-        flags = _PRESENT | (_WRITE if write else 0)
+        flags = PRESENT | (WRITE if write else 0)
         if found.user and not (write and not user and not found.writable):
-            flags |= _USER  # a write that only CR0.WP=0 allows must not be open to user mode
+            flags |= USER  # a write that only CR0.WP=0 allows must not be open to user mode
         if fetch:
-            self._code_frames.add(frame)
-            self._code_slots.add(frame // _LARGE_SIZE)
-        if found.page_size >= _LARGE_SIZE and self._fill_large(slot, frame, flags):
-            return
-        table = self._table(slot)
-        position = (table >> 3) + (linear >> 12 & 0x1FF)
-        old = self._words[position]
-        if old & _PRESENT and old & _FRAME == frame:
-            flags |= old & _WRITE
-        nx = 0 if frame in self._code_frames else _NX
-        self._words[position] = self._answering(frame) | flags | nx
-
-    def _answering(self, frame: int) -> int:
-        """Where a guest-physical frame is: itself, or the open bus when the guest may not have it."""
-        return frame if self._guest.contains(frame, PAGE) else _OPEN_BUS | (frame & 0xFFFF_F000)
+            self._note_code(frame)
+        if found.page_size >= LARGE_SIZE:
+            entry = (self._directory >> 3) + slot
+            if self._fill_large(entry, frame & ~(LARGE_SIZE - 1), flags):
+                return
+        self._fill_small(self._table(slot), linear, frame, flags)
 
     # -- the CPU's side ----------------------------------------------------------------------
-
-    def _fill_large(self, slot: int, frame: int, flags: int) -> bool:
-        """Map 2 MiB at once if nothing in it needs 4 KiB care."""
-        start = frame & ~(_LARGE_SIZE - 1)
-        if slot in self._host_tables or start // _LARGE_SIZE in self._code_slots:
-            return False
-        if start + _LARGE_SIZE > self._ram:
-            return False
-        position = (self._directory >> 3) + slot
-        old = self._words[position]
-        if old & _PRESENT and not old & _LARGE:
-            return False
-        if old & _FRAME == start:
-            flags |= old & _WRITE
-        self._words[position] = start | flags | _LARGE | _NX
-        return True
 
     def _table(self, slot: int) -> int:
         """The 4 KiB table of a slot, made (or split off a large entry) if need be."""
@@ -153,21 +123,18 @@ class ShadowMmu:
             return host
         position = (self._directory >> 3) + slot
         entry = self._words[position]
-        if entry & _PRESENT and not entry & _LARGE:
-            return entry & _FRAME
+        if entry & PRESENT and not entry & LARGE:
+            return entry & FRAME
         if self._used >= len(self._pool):
             self.flush()
             entry = 0
         table = self._pool[self._used]
         self._used += 1
-        self._view[table : table + PAGE] = bytes(PAGE)
-        if entry & _PRESENT:
-            first = table >> 3
-            leaf = entry & ~_LARGE
-            for index in range(512):
-                self._words[first + index] = leaf + index * PAGE
-        self._words[position] = table | _PRESENT | _WRITE | _USER
-        if entry & _PRESENT:
+        self._clear(table)
+        if entry & PRESENT:
+            self._split(entry, table)
+        self._words[position] = table | TABLE
+        if entry & PRESENT:
             self._flush_tlb()
         return table
 
@@ -179,15 +146,15 @@ class ShadowMmu:
         table = self._pool[self._used]
         self._reserved += 1
         self._used += 1
-        self._view[table : table + PAGE] = bytes(PAGE)
+        self._clear(table)
         self._host_tables[slot] = table
-        self._words[(self._directory >> 3) + slot] = table | _PRESENT | _WRITE | _USER
+        self._words[(self._directory >> 3) + slot] = table | TABLE
 
     def map_host(self, linear: int, physical: int, *, writable: bool, executable: bool) -> None:
         """A page of the host in every address space; survives every flush."""
         self.reserve_slot(linear)
         slot = linear >> 21
-        entry = physical | _PRESENT | (_WRITE if writable else 0) | (0 if executable else _NX)
+        entry = physical | PRESENT | (WRITE if writable else 0) | (0 if executable else NX)
         self._words[(self._host_tables[slot] >> 3) + (linear >> 12 & 0x1FF)] = entry
 
     def is_host(self, linear: int) -> bool:
@@ -200,7 +167,7 @@ class ShadowMmu:
         if table is None:
             return None
         entry = self._words[(table >> 3) + (linear >> 12 & 0x1FF)]
-        return (entry & _FRAME) | (linear & (PAGE - 1)) if entry & _PRESENT else None
+        return (entry & FRAME) | (linear & (PAGE - 1)) if entry & PRESENT else None
 
     def flush(self) -> None:
         """Forget every translation of the guest's."""
@@ -208,7 +175,7 @@ class ShadowMmu:
         start = self._directory
         self._view[start : start + 4 * PAGE] = bytes(4 * PAGE)
         for slot, table in self._host_tables.items():
-            self._words[(start >> 3) + slot] = table | _PRESENT | _WRITE | _USER
+            self._words[(start >> 3) + slot] = table | TABLE
         self._used = self._reserved
         self._flush_tlb()
 
@@ -219,10 +186,10 @@ class ShadowMmu:
             return
         position = (self._directory >> 3) + slot
         entry = self._words[position]
-        if not entry & _PRESENT:
+        if not entry & PRESENT:
             return
-        if entry & _LARGE:
+        if entry & LARGE:
             self._words[position] = 0
         else:
-            self._words[((entry & _FRAME) >> 3) + (linear >> 12 & 0x1FF)] = 0
+            self._words[((entry & FRAME) >> 3) + (linear >> 12 & 0x1FF)] = 0
         self._flush_tlb()

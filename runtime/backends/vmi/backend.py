@@ -28,8 +28,8 @@ from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
 from runtime.deprivileged.guestcode import GuestCode
-from runtime.deprivileged.instructions import mnemonic_name
 from runtime.deprivileged.missed import SILENT, MissedSites
+from runtime.deprivileged.operands import mnemonic_name
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:

@@ -4,26 +4,31 @@ The guest's tables hold guest-physical frames and are walked on a fault; the res
 of Xen's own, as a TLB would. Guest kernel and guest user both run at privilege 3, so there are two
 caches: in the kernel's every page is open to privilege 3, in the user's only what the guest's tables
 give to user mode. Xen's own pages of the domain (`map_host`) lie in the kernel's cache alone, except
-where the CPU itself needs them. A page is mapped no-execute until it is fetched from and read-only
-until it is written to, so accessed and dirty bits appear as hardware sets them (SDM vol. 3, 4.8, 4.10).
+where the CPU itself needs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from runtime.deprivileged.shadowtables import (
+    FRAME,
+    LARGE,
+    LARGE_SIZE,
+    NX,
+    PAGE,
+    PRESENT,
+    TABLE,
+    USER,
+    WRITE,
+    ShadowTables,
+)
 from runtime.memory import GuestMemory, MemoryRange, PageFault, Translation, translate
 
 __all__ = ["PAGE", "SHADOW_PAGES", "ShadowMmu"]
 
-PAGE = 4096
 SHADOW_PAGES = 1536
 """Private pages for tables: those of Xen's own pages, and the two caches."""
-_PRESENT, _WRITE, _USER, _LARGE = 1, 2, 4, 0x80
-_NX = 1 << 63
-_FRAME = 0x000F_FFFF_FFFF_F000
-_LARGE_SIZE = 1 << 21
-_TABLE = _PRESENT | _WRITE | _USER
 _CR0_PG_PE = 0x8000_0001
 _CR0_WP = 1 << 16
 _CR4_PAE_PSE = 0x30
@@ -44,7 +49,7 @@ class _Cache:
         """(level shift, linear >> shift) to a table that holds pages of Xen's own."""
 
 
-class ShadowMmu:
+class ShadowMmu(ShadowTables):
     """The tables that the CPU walks while a native guest runs.
 
     `guest` is what the guest may map; frames beyond it become an open bus, as on a PC. `host_base` and
@@ -59,25 +64,16 @@ class ShadowMmu:
         host_pages: int,
         flush_tlb: Callable[[], None],
     ) -> None:
-        self._words = memory.view[: memory.total & ~7].cast("Q")
-        self._view = memory.view
-        self._ram = memory.size
-        self._guest = guest
-        self._flush_tlb = flush_tlb
+        super().__init__(memory, guest, _OPEN_BUS, flush_tlb)
         self._free = [host_base + index * PAGE for index in range(host_pages - 1, -1, -1)]
         self._kernel = _Cache(self._new_table())
         self._user = _Cache(self._new_table())
         self._host: dict[int, int] = {}
-        self._code_frames: set[int] = set()
-        self._code_regions: set[int] = set()
         self._protected: frozenset[int] = frozenset()
-        self.write_protect = True
-        self.fills = 0
-        self.flushes = 0
 
     def _new_table(self) -> int:
         table = self._free.pop()
-        self._view[table : table + PAGE] = bytes(PAGE)
+        self._clear(table)
         return table
 
     # -- the guest's side --------------------------------------------------------------------
@@ -127,49 +123,30 @@ class ShadowMmu:
     def fill(self, linear: int, *, kernel_mode: bool, write: bool, fetch: bool) -> None:
         """Answer a fault of the CPU from the guest's tables. Raises `PageFault` if it is the guest's."""
         if linear & ~(PAGE - 1) in self._host and kernel_mode:
-            raise PageFault(linear, 1 | (_WRITE if write else 0))
+            raise PageFault(linear, 1 | (WRITE if write else 0))
         cache = self._kernel if kernel_mode else self._user
         found = self.walk(cache.guest_root, linear, write=write, user=not kernel_mode, fetch=fetch)
         self.fills += 1
         frame = found.physical & ~(PAGE - 1)
         if write and frame in self._protected:
-            raise PageFault(linear, 3 | (0 if kernel_mode else _USER))
-        flags = _PRESENT | _USER | (_WRITE if write else 0)
+            raise PageFault(linear, 3 | (0 if kernel_mode else USER))
+        flags = PRESENT | USER | (WRITE if write else 0)
         if fetch:
-            self._code_frames.add(frame)
-            self._code_regions.add(frame // _LARGE_SIZE)
+            self._note_code(frame)
         directory = self._table(cache, linear, 30)
-        if found.page_size >= _LARGE_SIZE and self._fill_large(cache, directory, linear, frame, flags):
-            return
-        table = self._table(cache, linear, 21)
-        position = (table >> 3) + (linear >> 12 & 0x1FF)
-        old = self._words[position]
-        if old & _PRESENT and old & _FRAME == frame:
-            flags |= old & _WRITE
-        nx = 0 if frame in self._code_frames else _NX
-        self._words[position] = self._answering(frame) | flags | nx
-
-    def _answering(self, frame: int) -> int:
-        """Where a guest-physical frame is: itself, or the open bus when the guest may not have it."""
-        return frame if self._guest.contains(frame, PAGE) else _OPEN_BUS | (frame & 0xF_FFFF_F000)
+        if found.page_size >= LARGE_SIZE and self._is_free(cache, linear, frame & ~(LARGE_SIZE - 1)):
+            entry = (directory >> 3) + (linear >> 21 & 0x1FF)
+            if self._fill_large(entry, frame & ~(LARGE_SIZE - 1), flags):
+                return
+        self._fill_small(self._table(cache, linear, 21), linear, frame, flags)
 
     # -- the CPU's side ----------------------------------------------------------------------
 
-    def _fill_large(self, cache: _Cache, directory: int, linear: int, frame: int, flags: int) -> bool:
-        """Map 2 MiB at once if nothing in it needs 4 KiB care."""
-        start = frame & ~(_LARGE_SIZE - 1)
-        if (21, linear >> 21) in cache.host_paths or start // _LARGE_SIZE in self._code_regions:
+    def _is_free(self, cache: _Cache, linear: int, start: int) -> bool:
+        """True if neither a page of Xen's own nor a protected one lies in these 2 MiB."""
+        if (21, linear >> 21) in cache.host_paths:
             return False
-        if start + _LARGE_SIZE > self._ram or any(start <= p < start + _LARGE_SIZE for p in self._protected):
-            return False
-        position = (directory >> 3) + (linear >> 21 & 0x1FF)
-        old = self._words[position]
-        if old & _PRESENT and not old & _LARGE:
-            return False
-        if old & _FRAME == start:
-            flags |= old & _WRITE
-        self._words[position] = start | flags | _LARGE | _NX
-        return True
+        return not any(start <= page < start + LARGE_SIZE for page in self._protected)
 
     def _table(self, cache: _Cache, linear: int, last: int) -> int:
         """The table below the entry of level `last` (a shift) for `linear`, made where it is missing."""
@@ -177,8 +154,8 @@ class ShadowMmu:
         for shift in _SHIFTS:
             position = (table >> 3) + (linear >> shift & 0x1FF)
             entry = self._words[position]
-            if entry & _PRESENT and not entry & _LARGE:
-                table = entry & _FRAME
+            if entry & PRESENT and not entry & LARGE:
+                table = entry & FRAME
             else:
                 table = self._add_table(cache, position, entry)
                 if table == 0:
@@ -195,12 +172,10 @@ class ShadowMmu:
             return 0
         table = self._new_table()
         cache.used.append(table)
-        if entry & _PRESENT:
-            first, leaf = table >> 3, entry & ~_LARGE
-            for index in range(512):
-                self._words[first + index] = leaf + index * PAGE
+        if entry & PRESENT:
+            self._split(entry, table)
             self._flush_tlb()
-        self._words[position] = table | _TABLE
+        self._words[position] = table | TABLE
         return table
 
     # -- Xen's own pages -----------------------------------------------------------------------
@@ -210,10 +185,10 @@ class ShadowMmu:
     ) -> None:
         """A page of Xen's at `linear`: `guest` ones are open to the guest's kernel, others to the CPU alone
         and in both modes. Survives every flush."""
-        entry = physical | _PRESENT | (_WRITE if writable else 0) | (0 if executable else _NX)
+        entry = physical | PRESENT | (WRITE if writable else 0) | (0 if executable else NX)
         if guest:
             self._host[linear] = physical
-            self._place(self._kernel, linear, entry | _USER)
+            self._place(self._kernel, linear, entry | USER)
         else:
             self._place(self._kernel, linear, entry)
             self._place(self._user, linear, entry)
@@ -226,7 +201,7 @@ class ShadowMmu:
             if key not in cache.host_paths:
                 cache.host_paths[key] = self._new_table()
             table = cache.host_paths[key]
-            self._words[position] = table | _TABLE
+            self._words[position] = table | TABLE
         self._words[(table >> 3) + (linear >> 12 & 0x1FF)] = entry
 
     def host_physical(self, linear: int) -> int | None:
@@ -260,7 +235,7 @@ class ShadowMmu:
                 continue
             words = self._words[table >> 3 : (table >> 3) + 512].tolist()
             for index, word in enumerate(words):
-                if word and word & _FRAME not in kept:
+                if word and word & FRAME not in kept:
                     self._words[(table >> 3) + index] = 0
 
     def _clear_guest_leaves(self, table: int, cache: _Cache) -> None:
@@ -270,7 +245,7 @@ class ShadowMmu:
         for index in range(512):
             linear = (first << 21) + index * PAGE
             word = self._words[(table >> 3) + index]
-            if word & _USER and linear not in self._host:
+            if word & USER and linear not in self._host:
                 self._words[(table >> 3) + index] = 0
 
     def invalidate(self, linear: int) -> None:
@@ -280,11 +255,11 @@ class ShadowMmu:
             for shift in (*_SHIFTS, 12):
                 position = (table >> 3) + (linear >> shift & 0x1FF)
                 entry = self._words[position]
-                if not entry & _PRESENT:
+                if not entry & PRESENT:
                     break
-                if shift == 12 or entry & _LARGE:
+                if shift == 12 or entry & LARGE:
                     if linear & ~(PAGE - 1) not in self._host:
                         self._words[position] = 0
                     break
-                table = entry & _FRAME
+                table = entry & FRAME
         self._flush_tlb()

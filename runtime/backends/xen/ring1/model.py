@@ -49,8 +49,10 @@ from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.guestcode import GuestCode
+from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
+from runtime.deprivileged.view import ShadowView
 from runtime.memory import MemoryRange, PageFault
 
 if TYPE_CHECKING:
@@ -197,7 +199,10 @@ class XenRing1(XenHypervisor):
         domain.publish_time()
         domain.set_wallclock()
         self.traps = Traps(domain, machine.cpu)
-        self.emulator = self._translated = TranslatedEmulator(domain, machine.cpu, machine, self.shadow)
+        strings = PortInstructions(machine, ShadowView(machine.cpu, self.shadow, self.guest))
+        self.emulator = self._translated = TranslatedEmulator(
+            domain, machine.cpu, machine, self.shadow, strings
+        )
         self._translated.page_fault = self._give_page_fault
         domain.timers.fired = domain.timer_fired
         domain.timers.watchdog_barked = lambda: machine.crash("the guest's watchdog timed out")
