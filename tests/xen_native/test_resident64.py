@@ -152,6 +152,12 @@ def test_hidden_features_are_hidden() -> None:
     assert kept(ran, 1) & (1 << 3 | 1 << 26) == 0
 
 
+def test_what_works_here_is_announced() -> None:
+    """GNU Mach takes a missing SEP for a CPU without SYSCALL; Xen's PSE and PGE bits are the shadow's to offer."""
+    ran = run("mov eax, 1\ncall slot_cpuid\n" + keep("rdx", "rcx"))
+    assert kept(ran, 0) & (1 << 3 | 1 << 11 | 1 << 13) == 1 << 3 | 1 << 11 | 1 << 13
+
+
 def test_halting_with_interrupts_off_ends_the_run() -> None:
     assert run("", "call slot_halt\n").result.outcome is Outcome.HALTED
 

@@ -18,7 +18,7 @@ cpuid_out:
 cpuid_basic:
   and ecx, 0xf3fdffd7
   and edx, 0xfffffdff
-  or edx, 0x2008
+  or edx, 0x2808
   jmp cpuid_out
 cpuid_seven:
   and ebx, 0xffeffb7e
