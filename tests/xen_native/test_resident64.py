@@ -153,7 +153,7 @@ def test_hidden_features_are_hidden() -> None:
 
 
 def test_what_works_here_is_announced() -> None:
-    """GNU Mach takes a missing SEP for a CPU without SYSCALL; Xen's PSE and PGE bits are the shadow's to offer."""
+    """GNU Mach takes a missing SEP for a CPU without SYSCALL; PSE and PGE are for the shadow to offer."""
     ran = run("mov eax, 1\ncall slot_cpuid\n" + keep("rdx", "rcx"))
     assert kept(ran, 0) & (1 << 3 | 1 << 11 | 1 << 13) == 1 << 3 | 1 << 11 | 1 << 13
 
