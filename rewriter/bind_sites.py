@@ -97,7 +97,10 @@ def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> list[int]:
     for address, site in sites.items():
         if not site.binding.loads_ss or site.bits == 64:
             continue
-        zone = () if site.binding.copies else stackless_after(view, site.end)
+        if site.binding.copies:  # LSS: it makes a stack where there may have been none
+            found.add(address)
+            continue
+        zone = stackless_after(view, site.end)
         if zone is None:
             continue
         if not spares_stack(site.binding, site.bits, dead_registers(view, site.end, site.bits)):

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import (
+    CELL_SIZE,
     HEADER_SIZE,
     LOCATOR_ALIGN,
     LOCATOR_MAGIC,
+    Cell,
     Header,
     Locator,
     slot_offset,
+    unpack_cells,
     unpack_header,
     unpack_locator,
 )
@@ -39,10 +42,11 @@ class CallPage:
 
 @dataclass(frozen=True)
 class PatchedImage:
-    """What the runtime knows of a patched image: its locator and call pages."""
+    """What the runtime knows of a patched image: its locator, call pages and cells."""
 
     locator: Locator
     pages: tuple[CallPage, ...]
+    cells: tuple[Cell, ...] = ()
 
 
 def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None:
@@ -56,7 +60,9 @@ def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None
             if (segment.paddr + at) % LOCATOR_ALIGN == 0:
                 locator = unpack_locator(segment.data, at)
                 start = locator.resident_phys - segment.paddr
-                return PatchedImage(locator, _pages(locator, segment.data, start))
+                return PatchedImage(
+                    locator, _pages(locator, segment.data, start), _cells(locator, segment.data, start)
+                )
             at = segment.data.find(LOCATOR_MAGIC, at + 1)
     return None
 
@@ -74,6 +80,19 @@ def _pages(locator: Locator, data: bytes, start: int) -> tuple[CallPage, ...]:
             raise ImageError(f"the {width}-bit call page says it is {header.width} bits wide")
         pages.append(CallPage(width, locator.resident_phys + offset, locator.resident_virt + offset, header))
     return tuple(pages)
+
+
+def _cells(locator: Locator, data: bytes, start: int) -> tuple[Cell, ...]:
+    if not locator.off_cells:
+        return ()
+    place = start + locator.off_cells
+    table = data[place : place + locator.cell_count * CELL_SIZE] if place >= 0 else b""
+    if len(table) < locator.cell_count * CELL_SIZE:
+        raise ImageError("the cell table lies outside the segment with its locator")
+    cells = unpack_cells(table, locator.resident_size)
+    if not locator.off_page32:
+        raise ImageError("the patched image has cells and no call page of their width")
+    return cells
 
 
 def install_page(memory: GuestMemory, page: CallPage, code: bytes) -> None:

@@ -286,9 +286,7 @@ def unpack_header(data: bytes) -> Header:
         raise ImageError("a call page header is damaged")
     if slot_count > len(spec.calls):
         raise ImageError(f"a call page has {slot_count} slots, this ABI has {len(spec.calls)}")
-    return Header(
-        width, slot_count, backend, features, phys, virt, major, minor, slot_size, page_size, flags
-    )
+    return Header(width, slot_count, backend, features, phys, virt, major, minor, slot_size, page_size, flags)
 
 
 @dataclass(frozen=True)

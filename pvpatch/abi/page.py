@@ -134,9 +134,7 @@ def lay_out_page(
             text = text.replace(token, str(value))
         return text
 
-    texts = {
-        call.name: filled(slot_code.get(call.name) or enosys_text(call, width)) for call in spec.calls
-    }
+    texts = {call.name: filled(slot_code.get(call.name) or enosys_text(call, width)) for call in spec.calls}
     texts |= {name: filled(text) for name, text in (body or {}).items()}
     placed = _place(texts, width, spec, symbols or {})
     header = Header(width, len(spec.calls), backend_id, features, self_phys, self_virt)
@@ -182,6 +180,4 @@ def build_page(
 
 def build_bare_page(width: int, self_phys: int, self_virt: int) -> bytes:
     """The page as it lies in a patched file: every slot runs the architecture's own instruction."""
-    return build_page(
-        width, BARE_BACKEND_ID, bare_slots(width), self_phys=self_phys, self_virt=self_virt
-    )
+    return build_page(width, BARE_BACKEND_ID, bare_slots(width), self_phys=self_phys, self_virt=self_virt)

@@ -50,19 +50,21 @@ structure is read that the architecture does not define.
 
 ## Where there is no stack: cells
 
-Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base and
-limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no register
-may be touched. Such a site takes the **stackless form** (since 1.1): it jumps to its own instruction, moved to a
-place in the resident block that the image declares, a *cell*. The locator names the table of all cells, one
-`struct pv_cell` each. Needed: no stack, no register, no flag; room for one jump at the site.
+Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base
+and limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no
+register may be touched. Such a site takes the **stackless form** (since 1.1): it jumps to its own
+instruction, moved to a place in the resident block that the image declares, a *cell*. The locator names the
+table of all cells, one `struct pv_cell` each. The form needs no stack, no register and no flag, only room
+for one jump at the site.
 
-- A cell holds the instruction itself and then, {least} bytes or more behind its start, the code that follows.
-  It MUST be reachable and correct natively: bare hardware, and a backend that runs kernels at privilege 0, run it.
-- A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those, when
-  it replaces the call pages. It MUST then do what the call says, with the operands that the form says, on the
-  registers and the stack pointer of the guest as they are at the cell, and go on behind the cell, or at the target of
-  a jump, changing nothing but the call's results.
-- Calls that have the form: those marked *stackless*, for the forms that name no stack word and are one instruction.
+- A cell holds the instruction and, {least} bytes or more behind its start, the code that follows. It MUST be
+  correct as it is: bare hardware, and a backend that runs kernels at privilege 0, execute it.
+- A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those,
+  when it replaces the call pages. It MUST then do what the call says, with the operands that the form says, on
+  the guest's registers as they are at the cell, and go on behind the cell, or at the target of a jump,
+  having changed nothing but the call's results.
+- Calls that have the form are marked *stackless*; it is for those of their forms that name no stack word and
+  are one instruction.
 - A fault of a call made for a cell comes on whatever stack the backend has lent it: the guest has none.
 
 ## Feature bits

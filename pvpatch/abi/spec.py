@@ -231,7 +231,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class CellRules:
-    """What a cell of the stackless form must be: code width in bits, least size in bytes, jumps that have it."""
+    """What a cell of the stackless form must be.
+
+    Code width in bits, least size in bytes, and which calls of kind `jump` have the form.
+    """
 
     width: int
     least: int

@@ -46,22 +46,25 @@ def dead_registers(view: CodeView, address: int, bits: int) -> tuple[int, ...]:
 
 
 def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
-    """Instructions from ``address`` (behind a load of SS) that run before the guest sets its stack pointer.
+    """Instructions from ``address`` (behind a load of SS) up to the one that sets the stack pointer.
 
     None when the guest uses its stack first: then the stack is the same as before. A far jump
-    counts as one that runs without a stack.
+    counts as one that runs without a stack, and so does the one that sets the stack pointer.
+    Behind a far jump the search goes on if its target, in a flat segment, is known 32-bit code.
     """
     zone: list[int] = []
     for _ in range(32):
         instruction = view.at(address)
         if instruction is None or _uses_stack(instruction):
             return None
+        zone.append(address)
         if _changes_stack(instruction):
             return tuple(zone)
-        zone.append(address)
         if instruction.is_jmp_far or instruction.is_jmp_far_indirect:
-            return tuple(zone)
-        if is_direct_branch(instruction) and instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
+            address = instruction.far_branch32 if instruction.is_jmp_far else 0
+            if view.width(address) != 32:
+                return tuple(zone)
+        elif is_direct_branch(instruction) and instruction.flow_control == FlowControl.UNCONDITIONAL_BRANCH:
             address = instruction.near_branch_target
         elif instruction.flow_control in (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH):
             address = instruction.next_ip
@@ -71,10 +74,12 @@ def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
 
 
 def _uses_stack(instruction: Instruction) -> bool:
+    """Whether an instruction needs what its stack pointer names, or moves on from there."""
     if instruction.stack_pointer_increment or instruction.memory_base in _STACK:
         return True
     return any(
-        used.register in _STACK and used.access in _READ for used in _INFO.info(instruction).used_registers()
+        used.register in _STACK and used.access in (OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+        for used in _INFO.info(instruction).used_registers()
     )
 
 

@@ -20,6 +20,7 @@ from runtime.backends.lguest.resident import (
     CODE_PAGES,
     HOLE,
     IDENTITY_PAGE,
+    LENT_STACK,
     RESIDENT_PAGES,
     call_page,
     caller_of,
@@ -30,9 +31,11 @@ from runtime.backends.lguest.resident import (
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
+from runtime.deprivileged.ring1.cellhost import RingOneCells
 from runtime.deprivileged.shadow import PAGE
 
 if TYPE_CHECKING:
@@ -60,9 +63,14 @@ class LguestHypervisor(Hypervisor):
         self.model = LguestModel(machine, build, placement)
         if self._patched:
             self.model.on_request = self._hypercall
-        self._missed = MissedSites(LguestSites(self.model))
+        sites = LguestSites(self.model)
+        self._missed = MissedSites(sites)
         self.model.on_privileged = self._privileged
         self._code = GuestCode(machine, (HOLE, HOLE + RESIDENT_PAGES * PAGE))
+        cells = RingOneCells(
+            sites, LENT_STACK, lambda fault: self.model.page_fault(fault.linear, fault.error_code)
+        )
+        self._cells = Cells(machine, cells, self._code.exited)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -84,6 +92,7 @@ class LguestHypervisor(Hypervisor):
         base = memory.size
         write_identity_table(self.model.space.physical, base + IDENTITY_PAGE * PAGE)
         if self._patched:
+            self._cells.install()
             write_resident(self.model.space.physical, base, entry)
             entry = replace(entry, rip=resident().labels[BOOT_ADDRESS_NAME])
         return self.model.start(entry, base + IDENTITY_PAGE * PAGE)
@@ -99,6 +108,8 @@ class LguestHypervisor(Hypervisor):
 
         The machine has counted an exception: what the guest never sees of it is taken back.
         """
+        if self._cells.answered(event):
+            return True
         before = self.model.delivered
         try:
             self.model.trap(event)

@@ -34,6 +34,7 @@ __all__ = [
     "CODE_PAGES",
     "HOLE",
     "IDENTITY_PAGE",
+    "LENT_STACK",
     "RESIDENT_PAGES",
     "call_page",
     "caller_of",
@@ -84,6 +85,7 @@ _SIDE = GuestSide(
 RESIDENT_PAGES = _SIDE.page_count
 IDENTITY_PAGE = _SIDE.page("identity") // PAGE
 place_of = _SIDE.place_of
+LENT_STACK = _SIDE.lent_stack
 
 
 def _symbols() -> dict[str, int]:

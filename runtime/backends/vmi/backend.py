@@ -16,6 +16,7 @@ from runtime.backends.vmi.resident import (
     CODE_PAGES,
     HOLE,
     IDENTITY_PAGE,
+    LENT_STACK,
     RESIDENT_PAGES,
     boot_entry,
     call_page,
@@ -27,9 +28,11 @@ from runtime.backends.vmi.rom import PAGE, VROM_SIGNATURE
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
+from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
+from runtime.deprivileged.ring1.cellhost import RingOneCells
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -59,9 +62,12 @@ class VmiHypervisor(Hypervisor):
         self.model.on_privileged = self._privileged
         self._patched = machine.patched is not None
         self._knows_vmi = any(VROM_SIGNATURE in segment.data for segment in machine.image.segments)
-        self._missed = MissedSites(VmiSites(self.model))
+        sites = VmiSites(self.model)
+        self._missed = MissedSites(sites)
         self._entry: EntryState | None = None
         self._code = GuestCode(machine, (self.model.known.virtual_top, 1 << 32))
+        cells = RingOneCells(sites, LENT_STACK, self.model.page_fault)
+        self._cells = Cells(machine, cells, self._code.exited)
         if self._patched:
             self.model.on_call = self._called
 
@@ -76,6 +82,7 @@ class VmiHypervisor(Hypervisor):
         model, base = self.model, self.machine.memory.size
         model.install_rom()
         if self._patched:
+            self._cells.install()
             write_resident(model.guest, base, entry)
             model.map_resident(HOLE, RESIDENT_PAGES, CODE_PAGES)
             model.resident_code_bit = CODE_BIT
@@ -97,7 +104,7 @@ class VmiHypervisor(Hypervisor):
         """Before VMI_Init the machine is bare; afterwards everything traps to the hypervisor."""
         if not self.model.active:
             return False
-        return self._guarded(lambda: self.model.trap(event))
+        return self._cells.answered(event) or self._guarded(lambda: self.model.trap(event))
 
     def on_invalid_opcode(self) -> bool:
         """VMCALL in the ROM is a call."""

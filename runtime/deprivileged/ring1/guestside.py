@@ -101,6 +101,12 @@ class GuestSide:
         """Offset of a data page from the start of the resident pages."""
         return (self.code_pages + self.data_pages.index(name)) * PAGE
 
+    @property
+    def lent_stack(self) -> int:
+        """Offset of the end of what a cell's call is lent: half of the stack for entries from user mode, on
+        which nothing lives while the kernel runs."""
+        return self.page("stack") + PAGE // 2
+
     @cached_property
     def private(self) -> dict[str, int]:
         """Name of a private variable to its offset in the private page, the backend's own last.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.backends.xen.layout import PAGE_SIZE
+from runtime.backends.xen.native.cellhost import NativeCells
 from runtime.backends.xen.native.missed import MissedSites, uses_selector
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
@@ -25,6 +26,7 @@ from runtime.backends.xen.native.resident import (
 )
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT
 from runtime.deprivileged.operands import decode_at, mnemonic_name
@@ -60,6 +62,7 @@ class NativeHypervisor(TranslatedDomain):
         self._missed = MissedSites(self)
         size = RESIDENT_PAGES * PAGE_SIZE
         self._code = GuestCode(machine, (HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size))
+        self._cells = Cells(machine, NativeCells(self), self._code.exited)
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code."""
@@ -70,6 +73,7 @@ class NativeHypervisor(TranslatedDomain):
         entry, as far as it gets."""
         base = self.machine.memory.size
         if self._patched:
+            self._cells.install()
             write_resident(self.guest, base, entry)
             entry = replace(entry, rip=resident().labels["boot"], long_mode=True)
         else:
@@ -84,6 +88,10 @@ class NativeHypervisor(TranslatedDomain):
     def is_own_code(self, address: int) -> bool:
         """The resident code and the call pages."""
         return self._code.owns(address)
+
+    def on_event(self, event: Event) -> bool:
+        """Cells first; the rest as for any domain."""
+        return self._cells.answered(event) or super().on_event(event)
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""

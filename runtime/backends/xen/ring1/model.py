@@ -30,6 +30,7 @@ from runtime.backends.xen.ring1.resident import (
     CONSOLE_PAGE,
     HOLE,
     IDENTITY_PAGE,
+    LENT_STACK,
     RESIDENT_PAGES,
     SHARED_PAGE,
     call_page,
@@ -48,9 +49,11 @@ from runtime.boot.model import EntryState, FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SILENT, MissedSites
+from runtime.deprivileged.ring1.cellhost import RingOneCells
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.memory import MemoryRange, PageFault
@@ -175,7 +178,12 @@ class XenRing1(XenHypervisor):
             translated=True,
             physical_interrupt=self.pin,
         )
-        self._missed = MissedSites(RingOneSites(self))
+        sites = RingOneSites(self)
+        self._missed = MissedSites(sites)
+        cells = RingOneCells(
+            sites, LENT_STACK, lambda fault: self._give_page_fault(fault.linear, fault.error_code)
+        )
+        self._cells = Cells(machine, cells, self._code.exited)
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
         self._finish_domain(shared_info)
 
@@ -215,6 +223,7 @@ class XenRing1(XenHypervisor):
         """The domain begins in the resident code, on the table that maps everything to itself; an image that
         is not patched begins at its own entry, as if privilege 1 were enough for it."""
         base = self.machine.memory.size
+        self._cells.install()
         write_resident(self.machine.memory.whole, base, entry, self.gdt_frame * PAGE, self._console_port)
         self.domain.virtual_cr4 = 0
         self.shadow.set_root(base + IDENTITY_PAGE * PAGE)
@@ -252,7 +261,7 @@ class XenRing1(XenHypervisor):
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
-            return super().on_event(event)
+            return self._cells.answered(event) or super().on_event(event)
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
         code = event.error_code
         try:

@@ -41,6 +41,7 @@ __all__ = [
     "CONSOLE_PAGE",
     "HOLE",
     "IDENTITY_PAGE",
+    "LENT_STACK",
     "PIRQ",
     "RESIDENT_PAGES",
     "SHARED_PAGE",
@@ -96,6 +97,7 @@ SHARED_PAGE, CONSOLE_PAGE, IDENTITY_PAGE = (
     _SIDE.page(name) // PAGE for name in ("shared", "console", "identity")
 )
 place_of = _SIDE.place_of
+LENT_STACK = _SIDE.lent_stack
 
 
 def _symbols() -> dict[str, int]:

@@ -1,0 +1,55 @@
+"""Cells in the 32-bit code of a native x86-64 kernel on Xen: all its segments are flat ones of Xen's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtime.backends.xen.frames import XenError
+from runtime.backends.xen.native.resident import LOW_HOLE, page_of
+from runtime.cpu import flags as fl
+from runtime.deprivileged.cells import CodeRange, LentStack
+from runtime.memory import PageFault
+
+if TYPE_CHECKING:
+    from runtime.backends.xen.native.model import TranslatedDomain
+
+__all__ = ["NativeCells"]
+
+_LENT_STACK = page_of("stack") + 2048
+"""The lower half of the stack for entries from user mode: nothing lives on it while the kernel runs."""
+
+
+class NativeCells:
+    """The `CellHost` of one translated domain."""
+
+    def __init__(self, model: TranslatedDomain) -> None:
+        self._model = model
+        self.stack = LentStack(model.machine.memory.size + _LENT_STACK, LOW_HOLE + _LENT_STACK)
+
+    @property
+    def in_kernel(self) -> bool:
+        """The guest's kernel runs, not its user mode."""
+        return self._model.traps.in_kernel
+
+    def read_linear(self, linear: int, length: int) -> bytes:
+        """Guest memory. Raises `PageFault`."""
+        try:
+            return self._model.domain.space.read(linear, length)
+        except XenError:
+            raise PageFault(linear, 0) from None
+
+    def write_linear(self, linear: int, data: bytes) -> None:
+        """Write guest memory. Raises `PageFault`."""
+        try:
+            self._model.domain.space.write(linear, data)
+        except XenError:
+            raise PageFault(linear, 2) from None
+
+    def code_range(self, selector: int) -> CodeRange:
+        """The kernel's code runs in flat segments; the slot checks the guest's descriptor."""
+        return CodeRange(0, 0xFFFFFFFF)
+
+    def page_fault(self, fault: PageFault) -> None:
+        """Give the guest a page fault at the current EIP."""
+        self._model.domain.cr2 = fault.linear
+        self._model.traps.exception(fl.PAGE_FAULT, fault.error_code, True)

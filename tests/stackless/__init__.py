@@ -1,0 +1,1 @@
+"""The stackless form: from images whose code has no stack to their runs on every backend."""
