@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from importlib.resources import files
 from typing import Any
 
@@ -13,12 +15,17 @@ from rich.text import Text
 
 from pvpatch.diffing import Difference
 from rewriter.image import Image
-from rewriter.manifest import Change, Site
+from rewriter.manifest import UNPATCHED, Change, Site
 
 __all__ = ["SCHEMA", "diff_document", "diff_html", "diff_json", "render_diff_rich", "render_diff_text"]
 
 SCHEMA = "pvpatch/diff/1"
+_OF_A_SITE = re.compile(r" of 0x[0-9a-f]+$")
 _COLUMN = 46
+_ROW = 16
+"""Bytes of data in one line."""
+_NAMED_SITES = 3
+"""Sites that are named for each reason; the JSON document has all."""
 
 
 def diff_document(difference: Difference) -> dict[str, Any]:
@@ -43,6 +50,8 @@ def diff_document(difference: Difference) -> dict[str, Any]:
         ],
         "changes": [],
         "additions": [],
+        "tactics": {},
+        "refused": [],
         "run": difference.run.document() if difference.run is not None else None,
     }
     if manifest is not None:
@@ -51,6 +60,18 @@ def diff_document(difference: Difference) -> dict[str, Any]:
         document["additions"] = [
             {"offset": item.offset, "size": item.size, "name": item.name, "address": item.address}
             for item in manifest.additions
+        ]
+        document["tactics"] = dict(Counter(site.tactic for site in manifest.sites).most_common())
+        document["refused"] = [
+            {
+                "address": site.address,
+                "where": image.describe(site.address),
+                "text": site.text,
+                "tactic": site.tactic,
+                "reason": site.reason,
+            }
+            for site in manifest.sites
+            if site.tactic in UNPATCHED
         ]
     return document
 
@@ -66,6 +87,7 @@ def _by_window(sites: tuple[Site, ...]) -> dict[int, list[Site]]:
 def _change(image: Image, change: Change, sites: dict[int, list[Site]]) -> dict[str, Any]:
     inside = sites.get(change.window, []) if change.window is not None else []
     bits = inside[0].bits if inside else (32 if change.kind != "header" else 0)
+    before = bits if change.kind != "cave" else 0  # what lies there is padding, not code
     return {
         "offset": change.offset,
         "address": change.address,
@@ -74,7 +96,7 @@ def _change(image: Image, change: Change, sites: dict[int, list[Site]]) -> dict[
         "why": change.why,
         "old": change.old,
         "new": change.new,
-        "old_text": _disassemble(change.old, change.address, bits),
+        "old_text": _disassemble(change.old, change.address, before),
         "new_text": _disassemble(change.new, change.address, bits),
         "sites": [
             {"address": site.address, "text": site.text, "call": site.call, "tactic": site.tactic}
@@ -85,14 +107,19 @@ def _change(image: Image, change: Change, sites: dict[int, list[Site]]) -> dict[
 
 
 def _disassemble(code: str, address: int | None, bits: int) -> list[str]:
-    """One line per instruction; data stays hexadecimal."""
+    """One line per instruction; data, and the part of an instruction at the end, stay hexadecimal."""
     data = bytes.fromhex(code)
     if not bits or address is None:
-        return [code]
+        return [data[start : start + _ROW].hex() for start in range(0, len(data), _ROW)]
     formatter = Formatter(FormatterSyntax.INTEL)
+    formatter.hex_prefix, formatter.hex_suffix = "0x", ""
+    formatter.uppercase_hex = formatter.add_leading_zero_to_hex_numbers = False
     lines = []
     for instruction in Decoder(bits, data, ip=address):
         start = instruction.ip - address
+        if instruction.is_invalid:
+            lines.append(data[start:].hex())
+            break
         raw = data[start : start + instruction.len].hex()
         lines.append(f"{raw:<16} {formatter.format(instruction)}")
     return lines
@@ -108,13 +135,63 @@ def diff_html(document: dict[str, Any]) -> str:
     text = files("pvpatch.report").joinpath("diff.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["hex"] = lambda value: "" if value is None else f"{value:#x}"
-    return environment.from_string(text).render(document=document)
+    return environment.from_string(text).render(
+        document=document,
+        heading=_heading,
+        appended=_appended(document),
+        sites=_sites(document),
+        summary=_summary(document),
+    )
+
+
+def _times(count: int) -> str:
+    return f" x{count:,}" if count > 1 else ""
 
 
 def _heading(row: dict[str, Any]) -> str:
-    place = f"{row['address']:#x}" if row["address"] is not None else f"file {row['offset']:#x}"
-    calls = ", ".join(f"{site['call']} ({site['tactic']})" for site in row["sites"])
-    return f"{place} {row['where']}: {row['why']}" + (f" [{calls}]" if calls else "")
+    place = (
+        f"{row['address']:#x} {row['where']}" if row["address"] is not None else f"file {row['offset']:#x}"
+    )
+    calls = Counter(site["call"] for site in row["sites"])
+    named = ", ".join(f"{call}{_times(count)}" for call, count in calls.items())
+    return f"{place}: {row['why']}" + (f" [{named}]" if named else "")
+
+
+def _appended(document: dict[str, Any]) -> list[str]:
+    """One line for each kind of what was appended: thunks and padding are thousands."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for item in document["additions"]:
+        groups.setdefault(_OF_A_SITE.sub("", item["name"]), []).append(item)
+    lines = []
+    for name, items in groups.items():
+        first = items[0]
+        at = "" if first["address"] is None else f" at {first['address']:#x}"
+        count = f", {len(items):,} of them" if len(items) > 1 else ""
+        from_there = " and up" if at and count else ""
+        size = sum(item["size"] for item in items)
+        lines.append(f"appended {size:,} byte{'s' if size != 1 else ''}{at}{from_there}: {name}{count}")
+    return lines
+
+
+def _sites(document: dict[str, Any]) -> list[str]:
+    """How many sites each tactic took, and those that keep their instruction, by reason."""
+    tactics, refused = document["tactics"], document["refused"]
+    total = sum(tactics.values())
+    if not total:
+        return []
+    by = ", ".join(f"{name} {count:,}" for name, count in tactics.items() if name not in UNPATCHED)
+    lines = [
+        f"{total - len(refused):,} of {total:,} sites are calls of the ABI now" + (f": {by}" if by else "")
+    ]
+    if refused:
+        lines.append(f"{len(refused):,} keep their instruction:")
+    reasons: dict[str, list[str]] = {}
+    for site in refused:
+        reasons.setdefault(site["reason"], []).append(f"{site['text']} at {site['address']:#x}")
+    for reason, found in sorted(reasons.items(), key=lambda item: (-len(item[1]), item[0])):
+        more = f" and {len(found) - _NAMED_SITES:,} more" if len(found) > _NAMED_SITES else ""
+        lines.append(f"  {len(found):,}  {reason}: {', '.join(found[:_NAMED_SITES])}{more}")
+    return lines
 
 
 def _pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
@@ -129,8 +206,8 @@ def _pairs(row: dict[str, Any]) -> list[tuple[str, str]]:
 def _summary(document: dict[str, Any]) -> list[str]:
     sizes = document["bytes"]
     lines = [
-        f"{sizes['changed']} bytes changed in {len(document['changes'])} places, {sizes['added']} added, "
-        f"{sizes['manifest']} of manifest"
+        f"{sizes['changed']:,} bytes differ in {len(document['changes']):,} places, "
+        f"{sizes['added']:,} are appended, {sizes['manifest']:,} are the manifest"
     ]
     for item in document["unexplained"]:
         place = f" ({item['where']})" if item["where"] else ""
@@ -169,10 +246,8 @@ def render_diff_text(document: dict[str, Any]) -> str:
     for row in document["changes"]:
         lines.append(_heading(row))
         lines += [f"  - {left:<{_COLUMN}} + {right}".rstrip() for left, right in _pairs(row)]
-    for item in document["additions"]:
-        at = "" if item["address"] is None else f" at {item['address']:#x}"
-        lines.append(f"appended {item['size']} bytes: {item['name']}{at}")
-    return "\n".join([*lines, *_summary(document), *_run_lines(document)]) + "\n"
+    lines += [*_appended(document), *_sites(document), *_summary(document), *_run_lines(document)]
+    return "\n".join(lines) + "\n"
 
 
 def render_diff_rich(document: dict[str, Any], console: Console) -> None:
@@ -185,10 +260,14 @@ def render_diff_rich(document: dict[str, Any], console: Console) -> None:
             line.append("  ")
             line.append(right, style="green")
             console.print(line, no_wrap=True, overflow="ellipsis")
-    for item in document["additions"]:
-        console.print(Text(f"appended {item['size']} bytes: {item['name']}", style="cyan"))
+    for text in _appended(document):
+        console.print(Text(text, style="cyan"))
+    for text in _sites(document):
+        console.print(Text(text))
     style = "green" if document["explained"] else "bold red"
     for text in _summary(document):
         console.print(Text(text, style=style))
     for text in _run_lines(document):
         console.print(Text(text))
+    if document["explained"] and document["run"] is None:
+        console.print(Text("`pvpatch diff --run` also runs both and compares what they print", style="dim"))

@@ -16,12 +16,11 @@ from pvpatch.report.scan import scan_document
 from pvpatch.report.tables import table
 from rewriter.emit.produce import Produced
 from rewriter.image import Image
-from rewriter.manifest import Site
+from rewriter.manifest import UNPATCHED, Site
 
 __all__ = ["SCHEMA", "Cost", "patch_document", "patch_json", "render_patch_rich", "render_patch_text"]
 
 SCHEMA = "pvpatch/patch/1"
-_UNPATCHED = ("trap", "kept")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Cost:
 
 
 def _is_patched(site: Site) -> bool:
-    return site.tactic not in _UNPATCHED
+    return site.tactic not in UNPATCHED
 
 
 def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
@@ -87,22 +86,29 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
     sites = produced.manifest.sites
     patched = sum(map(_is_patched, sites))
     share = 100 * patched / len(sites) if sites else 100.0
-    rows = [("patched", f"{patched} / {len(sites)} ({share:.2f} %)")]
-    rows += [(f"  {name}", str(count)) for name, count in _by_tactic(sites).items()]
+    rows = [("patched", f"{patched:,} / {len(sites):,} ({share:.2f} %)")]
+    for name, count in _by_tactic(sites).items():
+        rows.append((f"  {name}", f"{count:,}"))
+        if name in UNPATCHED:
+            reasons = Counter(site.reason for site in sites if site.tactic == name)
+            rows += [(f"    {reason}", f"{count:,}") for reason, count in reasons.most_common()]
     sizes = _sizes(produced)
     manifest = produced.manifest
     cells = sum(site.cell is not None for site in sites)
     rows += [("stackless", f"{cells} sites, each an instruction in a cell")] if cells else []
     rows += [
-        ("windows", str(len(produced.job.plan.windows))),
-        ("bytes changed", str(sizes["changed"])),
-        ("thunks", f"{sizes['thunks']} bytes, {produced.instructions_checked} instructions decoded again"),
+        ("windows", f"{len(produced.job.plan.windows):,}"),
+        ("bytes rewritten", f"{sizes['changed']:,}"),
+        (
+            "thunks",
+            f"{sizes['thunks']:,} bytes, {produced.instructions_checked:,} instructions decoded again",
+        ),
         (
             "resident",
-            f"{sizes['resident']} bytes in the file, {sizes['reserved_memory']} in memory at "
+            f"{sizes['resident']:,} bytes in the file, {sizes['reserved_memory']:,} in memory at "
             f"{manifest.resident['physical']:#x}",
         ),
-        ("file", f"{manifest.original_size} -> {len(produced.file)} bytes"),
+        ("file", f"{manifest.original_size:,} -> {len(produced.file):,} bytes"),
         (
             "time",
             f"scan {produced.scan_seconds:.2f} s, patch {produced.patch_seconds:.2f} s, "

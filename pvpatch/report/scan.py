@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pvpatch.report.tables import WIDE, table
 from rewriter.image import Image
+from rewriter.image.patched import resident_block
 from rewriter.scan import ScanResult, Site
 
 __all__ = ["SCHEMA", "render_scan_rich", "render_scan_text", "scan_document", "scan_json"]
@@ -48,6 +49,30 @@ def _site(site: Site) -> dict[str, Any]:
     }
 
 
+def _patched(image: Image, result: ScanResult) -> dict[str, Any] | None:
+    """What pvpatch has added to the image, None for one that was never patched."""
+    block = resident_block(image)
+    if block is None:
+        return None
+    return {
+        "abi": f"{block.abi[0]}.{block.abi[1]}",
+        "resident": {"address": block.address, "size": block.size},
+        "own_sites": sum(1 for site in result.sites if block.holds(site.address)),
+    }
+
+
+def _patched_line(image: Image, result: ScanResult) -> str:
+    """Says what a patched image is, and whose the sites are; empty for others."""
+    found = _patched(image, result)
+    if found is None:
+        return ""
+    start, own = found["resident"]["address"], found["own_sites"]
+    return (
+        f"patched by pvpatch for ABI {found['abi']}: {own:,} of the sites are the resident block's own "
+        f"({found['resident']['size']:,} bytes at {start:#x}), {len(result.sites) - own:,} the kernel's"
+    )
+
+
 def scan_document(image: Image, result: ScanResult) -> dict[str, Any]:
     """The JSON document of a scan (docs/schema/scan-1.json). Addresses and sizes are integers in bytes."""
     return {
@@ -62,6 +87,7 @@ def scan_document(image: Image, result: ScanResult) -> dict[str, Any]:
                 for entry in image.entries
             ],
             "interfaces": list(result.interfaces),
+            "patched": _patched(image, result),
         },
         "complete": result.complete,
         "regions": [
@@ -92,6 +118,7 @@ def scan_json(image: Image, result: ScanResult) -> str:
 def render_scan_text(image: Image, result: ScanResult) -> str:
     """Plain text for a pipe: tab-separated totals, one line each."""
     lines = [f"{image.path.name}: {image.kind}, {len(result.sites)} sites"]
+    lines += filter(None, [_patched_line(image, result)])
     for region in result.regions:
         lines.append(
             f"region\t{region.name}\t{region.address:#x}\t{region.size}\t{region.method}"
@@ -120,11 +147,15 @@ def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None
     for text in result.interfaces:
         console.print(f"declares {text}", highlight=False, markup=False)
     called = sum(1 for site in result.sites if site.call)
+    patched = _patched_line(image, result)
+    have = f"{called:,} of them have an ABI call"
     console.print(
         f"[bold]{escape(image.path.name)}[/]: {image.kind}, {len(result.sites):,} sites, "
-        f"{called:,} of them have an ABI call; `pvpatch patch` turns them into it",
+        + (patched or f"{have}; `pvpatch patch` turns them into it"),
         highlight=False,
     )
+    if patched:
+        console.print("`pvpatch diff ORIGINAL PATCHED` explains each byte, `pvpatch revert` undoes the patch")
     if not result.complete:
         console.print("[bold red]incomplete: the search stopped at its work limit[/]")
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from pvpatch.abi.errors import ImageError
 
-__all__ = ["SCHEMA", "Addition", "Change", "Container", "Manifest", "Site"]
+__all__ = ["SCHEMA", "UNPATCHED", "Addition", "Change", "Container", "Manifest", "Site"]
 
 SCHEMA = "pvpatch/manifest/1"
+UNPATCHED = ("trap", "kept")
+"""Tactics of sites that keep their instruction: nothing fits, or it already speaks to a hypervisor."""
 
 
 def _number(value: object) -> int:
