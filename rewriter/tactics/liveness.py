@@ -8,7 +8,7 @@ from rewriter.emit.assembly import GPR64
 from rewriter.emit.relocate import is_direct_branch
 from rewriter.tactics.view import CodeView
 
-__all__ = ["dead_registers", "red_zone_live", "stackless_after"]
+__all__ = ["dead_registers", "red_zone_live", "sets_stack_pointer", "stackless_after"]
 
 RED_ZONE = 128
 _LIMIT = 400  # instructions followed before the answer is the cautious one
@@ -58,7 +58,7 @@ def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
         if instruction is None or _uses_stack(instruction):
             return None
         zone.append(address)
-        if _changes_stack(instruction):
+        if sets_stack_pointer(instruction):
             return tuple(zone)
         if instruction.is_jmp_far or instruction.is_jmp_far_indirect:
             address = instruction.far_branch32 if instruction.is_jmp_far else 0
@@ -132,7 +132,7 @@ def _below(instruction: Instruction) -> tuple[frozenset[int], int] | None:
 
 
 def _successors(instruction: Instruction) -> list[int]:
-    if instruction.stack_pointer_increment or _changes_stack(instruction):
+    if instruction.stack_pointer_increment or sets_stack_pointer(instruction):
         return []
     flow = instruction.flow_control
     if flow == FlowControl.NEXT:
@@ -144,7 +144,8 @@ def _successors(instruction: Instruction) -> list[int]:
     return []
 
 
-def _changes_stack(instruction: Instruction) -> bool:
+def sets_stack_pointer(instruction: Instruction) -> bool:
+    """Whether an instruction writes the stack pointer."""
     return any(
         used.register in _STACK and used.access not in (OpAccess.READ, OpAccess.NONE)
         for used in _INFO.info(instruction).used_registers()

@@ -15,7 +15,7 @@ from iced_x86 import Instruction, Mnemonic
 
 from rewriter.emit.relocate import check, ends_block, is_direct_branch, is_direct_call
 from rewriter.emit.relocate_absolute import check_absolute
-from rewriter.tactics.liveness import red_zone_live
+from rewriter.tactics.liveness import red_zone_live, sets_stack_pointer
 from rewriter.tactics.protocol import Context, Patchable, Window
 
 __all__ = ["Rules", "build", "search"]
@@ -71,7 +71,12 @@ def build(
     if end - start < size:
         return "too short"
     window = Window(start, end, bits, tuple(instructions), tuple(sites), returns, tactic)
-    return _check_sti(context, last) or _check_absolute(context, window) or window
+    return (
+        _check_sti(context, last)
+        or _check_new_stack(context, last)
+        or _check_absolute(context, window)
+        or window
+    )
 
 
 def _stops(context: Context, instruction: Instruction) -> bool:
@@ -117,6 +122,18 @@ def _check_sti(context: Context, last: Instruction) -> str:
     following = context.view.at(last.next_ip)
     if following is not None and following.mnemonic in _KEPT_WITH_STI:
         return "STI and the return behind it must stay together"
+    return ""
+
+
+def _check_new_stack(context: Context, last: Instruction) -> str:
+    """Nor between a load of SS that is a cell and the load of the stack pointer: no interrupt comes in between,
+    as long as one directly follows the other (SDM vol. 3, 6.8.3)."""
+    site = context.sites.get(last.ip)
+    if site is None or not (site.stackless and site.binding.loads_ss) or site.binding.copies:
+        return ""
+    following = context.view.at(last.next_ip)
+    if following is not None and sets_stack_pointer(following):
+        return "the load of the stack pointer must directly follow that of SS"
     return ""
 
 

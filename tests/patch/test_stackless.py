@@ -1,6 +1,8 @@
-"""The stackless form in the rewriter: which sites take it, what the thunk holds then, and when it is refused."""
+"""The stackless form in the rewriter: which sites take it, what the thunk holds then, when it is refused."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 from iced_x86 import Decoder
@@ -11,6 +13,8 @@ from rewriter.bind_sites import Bound, bind_sites
 from rewriter.emit.reach import Reach
 from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
 from rewriter.emit.thunk import Piece, compose_relative
+from rewriter.plan import make_plan
+from rewriter.tactics import TRAP
 from rewriter.tactics.view import CodeView
 from tests.patch.bench import CODE, view_of
 
@@ -104,7 +108,7 @@ def test_cells_are_the_instructions_themselves_long_enough_for_two_traps() -> No
     assert [load_spec().calls[cell.call].name for cell in found] == [
         "segment_load", "irq_disable", "cr0_read", "far_jump",
     ]  # fmt: skip
-    for first, second in zip(found, found[1:], strict=False):
+    for first, second in pairwise(found):
         assert first.offset + first.length == second.offset  # nothing stands between them
 
 
@@ -112,3 +116,17 @@ def test_a_thunk_of_cells_has_no_other_code() -> None:
     block, _ = resident(SS + "01c1" + JUMP)
     (thunk,) = block.thunks.values()
     assert thunk.data.hex() == SS + "01c1" + JUMP
+
+
+def test_the_loads_of_ss_and_of_the_stack_pointer_stay_together() -> None:
+    """On hardware no interrupt comes between them: SDM vol. 3, 6.8.3."""
+    code = "8ed2" + NEW_STACK + "40" * 8  # mov ss, dx; mov esp, 100000h
+    view, found = bound(code)
+    assert found.sites[CODE].stackless
+    (window,) = make_plan(view, Reach("relative"), found).windows
+    assert window.instructions[:2] == (CODE, CODE + 2)
+    split = CodeView(view.regions, frozenset({CODE + 2}))
+    (decision,) = make_plan(
+        split, Reach("relative"), bind_sites(split, Reach("relative"), [CODE], {})
+    ).decisions
+    assert decision.tactic == TRAP
