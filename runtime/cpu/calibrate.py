@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import iced_x86
 import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
@@ -28,7 +29,9 @@ _LARGE_MASK = 0xFFFF_FFFF_FFC0_0000
 _SEARCH_BELOW = 0x8000
 """Less than what the emulator's object holds before the registers: no other object is searched."""
 _ENGINE_SIZE = 0xC00
+_EMITTER_HEAD = 24
 _INTR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
+_CODE_HOOK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
 _FILL = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
 )
@@ -43,6 +46,11 @@ class EngineFacts:
     large_marks: tuple[int, int, int]
     """From the CPU structure (negative): per MMU mode, (address, mask) of the region that large pages
     cover, in which the emulator answers INVLPG by a full flush."""
+    unchecked: int
+    """In the engine: a byte that, when set, leaves the question whether to stop out of translated code. It is
+    asked by a call after every access to memory, which costs a quarter of all execution."""
+    check: int
+    """Host address of the emulator's routine that asks it: `void check(engine, 0)`, for hooks that stop."""
 
 
 def _refuse(what: str) -> UnknownCpuLayout:
@@ -143,6 +151,37 @@ def _missed_address(scratch: _Scratch) -> int:
     return places.pop()
 
 
+def _stop_check(scratch: _Scratch) -> tuple[int, int]:
+    """The byte that suppresses the check for a stop, as the emitter of the check reads it; the check itself."""
+    try:
+        emitter = ctypes.cast(uclib.check_exit_request_x86_64, ctypes.c_void_p).value or 0
+        check = ctypes.cast(uclib.helper_check_exit_request_x86_64, ctypes.c_void_p).value or 0
+    except AttributeError:
+        raise _refuse("it does not export its check for a stop") from None
+    code = ctypes.string_at(emitter, _EMITTER_HEAD)
+    tests = [one for one in iced_x86.Decoder(64, code) if one.mnemonic == iced_x86.Mnemonic.CMP]
+    if not tests or tests[0].immediate8 != 0 or not 0 < tests[0].memory_displacement < _ENGINE_SIZE:
+        raise _refuse("the check for a stop cannot be switched off")
+    place = tests[0].memory_displacement
+    switch = ctypes.c_uint8.from_address(scratch.uc._uch.value + place)
+    reached: list[int] = []
+
+    def second(_uc: int, address: int, _size: int, _data: int) -> None:
+        reached.append(address)
+        if len(reached) == 2:
+            uclib.uc_emu_stop(scratch.uc._uch)
+
+    scratch.hook(uc_const.UC_HOOK_CODE, _CODE_HOOK(second))
+    counts = []
+    for switch.value in (0, 1):
+        reached.clear()
+        scratch.run(b"\x90\x90\x90\xf4", 0)
+        counts.append(len(reached))
+    if counts != [2, 4]:
+        raise _refuse(f"the switch of its check for a stop lets {counts} instructions run")
+    return place, check
+
+
 @cache
 def engine_facts() -> EngineFacts:
     """Run the experiments. Raises `UnknownCpuLayout` if any of them comes out differently."""
@@ -150,4 +189,5 @@ def engine_facts() -> EngineFacts:
     user, kernel = _large_mark(scratch, 3), _large_mark(scratch, 0)
     stride = kernel - user
     _check_exception_fields(scratch)
-    return EngineFacts(_missed_address(scratch), (user - stride, user, kernel))
+    missed_address = _missed_address(scratch)
+    return EngineFacts(missed_address, (user - stride, user, kernel), *_stop_check(_Scratch()))

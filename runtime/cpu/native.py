@@ -114,6 +114,14 @@ _RCX = _RAX + 8
 _RDX = _RAX + 16
 _TSC_AUX = CpuState.tsc_aux.offset  # type: ignore[attr-defined]
 
+_CHECK = """
+    xor esi, esi
+    movabs rax, STOP_CHECK
+    jmp rax
+"""
+"""Stops here if that was asked for, else returns to the translated code. RDI is the engine; the emulator's
+routine goes by its return address, so it is jumped to."""
+
 # void block(uc, u64 address, u32 size, ControlBlock *)
 _BLOCK = f"""
     lea eax, [rdx + {BLOCK_UNITS}]
@@ -144,7 +152,10 @@ look:
     je resume
 stop:
     mov qword ptr [rcx + {_FIELD["stopped"]}], 1
-    jmp qword ptr [rcx + {_FIELD["emu_stop"]}]
+    push rdi
+    call qword ptr [rcx + {_FIELD["emu_stop"]}]
+    pop rdi
+    {_CHECK}
 counted:
     dec r8
     mov qword ptr [rcx + {_FIELD["blocks_left"]}], r8
@@ -173,6 +184,14 @@ descriptors_read:
     cmp rax, r8
     jae look
     ret
+"""
+
+# void code(uc, u64 address, u32 size, void (*callback)(uc, u64 address, u32 size, void *))
+_ARRIVED = f"""
+    push rdi
+    call rcx
+    pop rdi
+    {_CHECK}
 """
 
 # void code(uc, u64 address, u32 size, ControlBlock *): what follows reads descriptors for user code
@@ -235,7 +254,8 @@ _OPEN_BUS_WRITE = "ret"
 class NativeCode:
     """The executable mapping and the addresses of the routines in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_check: int) -> None:
+        """`stop_check` is the host address of the emulator's check for a stop (`EngineFacts.check`)."""
         if platform.machine() not in ("x86_64", "AMD64"):
             raise PvpatchError(
                 f"running guests needs an x86-64 host, this one is {platform.machine()}",
@@ -245,7 +265,8 @@ class NativeCode:
         self._mapping = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._used = 0
-        self.block = self._place(_BLOCK)
+        self.block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
+        self.arrived = self._place(_ARRIVED.replace("STOP_CHECK", hex(stop_check)))
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)

@@ -106,7 +106,7 @@ class VCpu:
         self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         self.handle = self.uc._uch
         self.state: CpuState = locate_state(self.uc)
-        self.native = NativeCode()
+        self.native = NativeCode(engine_facts().check)
         self.control = ControlBlock()
         self.failure: BaseException | None = None
         """An error raised inside a callback; `run` raises it."""
@@ -139,6 +139,8 @@ class VCpu:
         cpu = ctypes.addressof(self.state)
         control.large_marks = (ctypes.c_uint64 * 3)(*(cpu + offset for offset in facts.large_marks))
         self._missed_address = ctypes.c_uint64.from_address(self.handle.value + facts.missed_address)
+        # Only two hooks ever stop the emulator, and they ask for themselves.
+        ctypes.c_uint8.from_address(self.handle.value + facts.unchecked).value = 1
         self.use_guest_interrupt_flag()
 
     def _map_memory(self) -> None:
@@ -257,7 +259,10 @@ class VCpu:
         def reached(_uc: int, _address: int, _size: int, _data: int) -> None:
             callback()
 
-        return self.add_hook(uc_const.UC_HOOK_CODE, _CODE(self._guarded(reached, None)), 0, address, address)
+        function = _CODE(self._guarded(reached, None))
+        self._keep.append(function)
+        data = ctypes.cast(function, ctypes.c_void_p).value or 0
+        return self.add_hook(uc_const.UC_HOOK_CODE, self.native.arrived, data, address, address)
 
     def on_new_block(self, callback: Callable[[int, int], None], level: int = 0) -> int:
         """Call `callback(linear address, size)` when a block has been translated, before it runs.

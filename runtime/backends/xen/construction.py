@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pvpatch.abi.errors import ImageError
 from runtime.backends.xen.builder import Plan, build
 from runtime.backends.xen.console import ConsoleRing
@@ -129,11 +131,9 @@ class Construction:
 
     def _build(self) -> Plan:
         domain, frames = self.domain, self.frames
-        p2m = list(range(self.ram_frames - 1, -1, -1))
-        for mfn in p2m:
-            frames.give(mfn, DOMAIN)
-        for pfn, mfn in enumerate(p2m):
-            domain.set_pfn_of(mfn, pfn)
+        p2m = list(range(self.ram_frames - 1, -1, -1))  # its own inverse: the M2P table reads the same
+        frames.give_first(self.ram_frames, DOMAIN)
+        self.memory.store(self.hole.m2p, np.array(p2m, f"<u{self.width // 8}").tobytes())
         store_port = domain.events.allocate(Channel("interdomain", listener=self.store.serve))
         console_port = domain.events.allocate(Channel("interdomain", listener=self.ring.serve))
         fixed = {

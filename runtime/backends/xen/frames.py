@@ -101,6 +101,11 @@ class FrameTable:
         self.pinned[mfn] = 0
         self.released[mfn] = 0
 
+    def give_first(self, count: int, owner: int) -> None:
+        """Make `owner` hold frames 0 to `count` - 1 of a new table."""
+        self.columns.owner[:count] = owner
+        self.columns.references[:count] = 1
+
     def owned_count(self) -> int:
         """Frames that the domain holds."""
         return int(np.count_nonzero(self.columns.owner == DOMAIN))

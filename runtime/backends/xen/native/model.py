@@ -187,7 +187,7 @@ class TranslatedDomain(XenHypervisor):
         machine, memory = self.machine, self.machine_memory
         frames = FrameTable(memory, memory.frames)
         own = self.guest_limit // PAGE_SIZE
-        frames.columns.owner[:own], frames.columns.references[:own] = DOMAIN, 1
+        frames.give_first(own, DOMAIN)
         tables = TranslatedTables(frames, self.shadow)
         shared = machine.memory.size + self.placement.shared_page * PAGE_SIZE
         kept = [linear for linear in self.placement.linear if linear >= HOLE_START]
