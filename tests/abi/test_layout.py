@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,19 @@ from pvpatch.abi.errors import ImageError
 from pvpatch.abi.header import c_header
 from pvpatch.abi.layout import (
     CALL_PAGE_SIZE,
+    CELL,
     HEADER,
     LOCATOR,
     LOCATOR_SIZE,
+    Cell,
     Header,
     Locator,
     find_locators,
+    pack_cells,
     pack_header,
     pack_locator,
     slot_offset,
+    unpack_cells,
     unpack_header,
     unpack_locator,
     vcpu_page,
@@ -31,12 +36,26 @@ from pvpatch.abi.spec import load_spec
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
-STRUCTURES = (HEADER, LOCATOR, vcpu_page())
+STRUCTURES = (HEADER, LOCATOR, CELL, vcpu_page())
 
 
 def locators() -> st.SearchStrategy[Locator]:
     offsets = st.sampled_from([0, 64, 0x1000, 0x4040])
-    return st.builds(Locator, st.integers(0x8040, 2**32 - 1), U64, U64, offsets, offsets, U32)
+    plain = st.builds(Locator, st.integers(0x8040, 2**32 - 1), U64, U64, offsets, offsets, U32)
+    return st.one_of(plain, plain.map(lambda one: replace(one, off_cells=0x4040, cell_count=0x400)))
+
+
+def cells() -> st.SearchStrategy[Cell]:
+    """Of all calls that have the form."""
+    spec = load_spec()
+    kinds = [
+        (call.number, index)
+        for call in spec.calls
+        for index, form in enumerate(call.replaces)
+        if spec.is_stackless(call, form)
+    ]
+    places = st.integers(0, 0xFFFF), st.sampled_from(kinds), st.integers(spec.cells.least, 16)
+    return st.tuples(*places).map(lambda drawn: Cell(drawn[0], *drawn[1], drawn[2]))
 
 
 @given(locators())
@@ -70,6 +89,35 @@ def test_a_damaged_locator_is_not_found() -> None:
 def test_a_page_outside_the_resident_is_refused() -> None:
     with pytest.raises(ImageError, match="outside"):
         unpack_locator(pack_locator(Locator(CALL_PAGE_SIZE, 0, 0, 64)))
+
+
+def test_a_cell_table_outside_the_resident_is_refused() -> None:
+    with pytest.raises(ImageError, match="cell table"):
+        unpack_locator(pack_locator(Locator(0x9000, 0, 0, 64, off_cells=0x8FF0, cell_count=2)))
+    with pytest.raises(ImageError, match="contradicts"):
+        unpack_locator(pack_locator(Locator(0x9000, 0, 0, 64, cell_count=2)))
+
+
+@given(st.lists(cells(), max_size=5))
+def test_cell_tables_round_trip(wanted: list[Cell]) -> None:
+    assert unpack_cells(pack_cells(wanted), 0x20000) == tuple(wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"call": 5000}, "stackless form"),
+        ({"form": 99}, "stackless form"),
+        ({"call": 9}, "stackless form"),  # iret
+        ({"length": 1}, "damaged"),
+        ({"offset": 0x8FFF}, "damaged"),
+        ({"width": 64}, "damaged"),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(change: dict[str, int], words: str) -> None:
+    good = Cell(0x5000, load_spec().call("irq_disable").number, 0, 2)
+    with pytest.raises(ImageError, match=words):
+        unpack_cells(pack_cells([replace(good, **change)]), 0x9000)
 
 
 @given(st.sampled_from([32, 64]), U32, U64, U32, U64)

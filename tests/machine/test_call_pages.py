@@ -11,12 +11,15 @@ from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import (
     CALL_PAGE_SIZE,
     LOCATOR_SIZE,
+    Cell,
     Header,
     Locator,
+    pack_cells,
     pack_header,
     pack_locator,
     slot_offset,
     unpack_header,
+    unpack_locator,
 )
 from pvpatch.abi.page import build_bare_page
 from pvpatch.abi.spec import load_spec
@@ -139,6 +142,25 @@ def test_a_damaged_locator_is_refused(position: int) -> None:
     data[position] ^= 0x40
     with pytest.raises(ImageError):
         find_patched_image((replace(segment, data=bytes(data)),))
+
+
+def test_a_cell_table_that_is_not_loaded_is_refused() -> None:
+    segment = resident(32)
+    locator = replace(unpack_locator(segment.data), off_cells=0x5000, cell_count=1, resident_size=0x9000)
+    with pytest.raises(ImageError, match="cell table"):
+        find_patched_image((replace(segment, data=pack_locator(locator) + segment.data[LOCATOR_SIZE:]),))
+
+
+def test_cells_need_a_call_page_of_their_width() -> None:
+    segment = resident(64)
+    table = pack_cells([Cell(0x4000, load_spec().call("irq_disable").number, 0, 2)])
+    at = len(segment.data)
+    locator = unpack_locator(segment.data)
+    locator = replace(locator, off_cells=at, cell_count=1, resident_size=at + len(table))
+    with pytest.raises(ImageError, match="no call page of their width"):
+        find_patched_image(
+            (replace(segment, data=pack_locator(locator) + segment.data[LOCATOR_SIZE:] + table),)
+        )
 
 
 def test_a_guest_that_overwrites_its_call_page_only_hurts_itself() -> None:
