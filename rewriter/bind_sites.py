@@ -11,7 +11,7 @@ from rewriter.emit.binding import Refused, bind
 from rewriter.emit.marshal import refusal, spares_stack
 from rewriter.emit.reach import Reach
 from rewriter.tactics import Patchable
-from rewriter.tactics.liveness import dead_registers, stackless_after
+from rewriter.tactics.liveness import dead_registers, needs_stack, stackless_after
 from rewriter.tactics.view import CodeView
 
 __all__ = ["Bound", "bind_sites"]
@@ -98,7 +98,7 @@ def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> list[int]:
         if not site.binding.loads_ss or site.bits == 64:
             continue
         if site.binding.copies:  # LSS: it makes a stack where there may have been none
-            found.add(address)
+            found |= set() if needs_stack(view, address) else {address}
             continue
         zone = stackless_after(view, site.end)
         if zone is None:

@@ -60,8 +60,8 @@ for one jump at the site.
 - A cell holds the instruction and, {least} bytes or more behind its start, the code that follows. It MUST be
   correct as it is: bare hardware, and a backend that runs kernels at privilege 0, execute it.
 - A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those,
-  when it replaces the call pages. It MUST then do what the call says, with the operands that the form says, on
-  the guest's registers as they are at the cell, and go on behind the cell, or at the target of a jump,
+  when it replaces the call pages. It MUST then do what the call says, with the operands that the form says,
+  on the guest's registers as they are at the cell, and go on behind the cell, or at the target of a jump,
   having changed nothing but the call's results.
 - Calls that have the form are marked *stackless*; it is for those of their forms that name no stack word and
   are one instruction.

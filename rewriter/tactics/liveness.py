@@ -8,7 +8,7 @@ from rewriter.emit.assembly import GPR64
 from rewriter.emit.relocate import is_direct_branch
 from rewriter.tactics.view import CodeView
 
-__all__ = ["dead_registers", "red_zone_live", "sets_stack_pointer", "stackless_after"]
+__all__ = ["dead_registers", "needs_stack", "red_zone_live", "sets_stack_pointer", "stackless_after"]
 
 RED_ZONE = 128
 _LIMIT = 400  # instructions followed before the answer is the cautious one
@@ -71,6 +71,12 @@ def stackless_after(view: CodeView, address: int) -> tuple[int, ...] | None:
         else:
             return None
     return None
+
+
+def needs_stack(view: CodeView, address: int) -> bool:
+    """Whether the instruction at an address is itself a use of the stack."""
+    instruction = view.at(address)
+    return instruction is not None and _uses_stack(instruction)
 
 
 def _uses_stack(instruction: Instruction) -> bool:

@@ -126,8 +126,10 @@ def _check_sti(context: Context, last: Instruction) -> str:
 
 
 def _check_new_stack(context: Context, last: Instruction) -> str:
-    """Nor between a load of SS that is a cell and the load of the stack pointer: no interrupt comes in between,
-    as long as one directly follows the other (SDM vol. 3, 6.8.3)."""
+    """Nor between a load of SS that is a cell and the load of the stack pointer.
+
+    No interrupt comes in between as long as one directly follows the other (SDM vol. 3, 6.8.3).
+    """
     site = context.sites.get(last.ip)
     if site is None or not (site.stackless and site.binding.loads_ss) or site.binding.copies:
         return ""

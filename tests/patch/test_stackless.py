@@ -52,6 +52,7 @@ def stackless(code: str, bits: int = 32) -> list[int]:
         (SS + "fa" + "83c404" + "c3", []),
         (SS + "89e0" + "fa" + JUMP, [0, 4, 5]),  # reading the pointer is no use of the stack
         ("0fb22500001000" + NEW_STACK, [0]),  # lss: where there may have been none
+        ("0fb264244a" + NEW_STACK, []),  # lss from the stack itself
         ("8ed8" + "8ec0" + "fa", []),
     ],
 )

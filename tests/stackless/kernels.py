@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pvpatch.abi.asm import Assembly, assemble
 from tests.image.builders import Load, elf, multiboot1_header
 
-__all__ = ["ENTRY", "WORDS", "kernel32", "kernel64"]
+__all__ = ["ENTRY", "UNMAPPED", "WORDS", "faulting32", "kernel32", "kernel64"]
 
 BASE = 0x100000
 ENTRY = BASE + 0x40
@@ -22,9 +22,12 @@ POINTER = DATA + 0x800
 """A far pointer to code of the i386 kernel."""
 TABLES = BASE + 0x4000
 STACK = BASE + 0x8000
+IDT = BASE + 0x7800
 SIZE = 0x10000
 NOWHERE = 0xD0000000
 """No memory is there."""
+UNMAPPED = 0x00C00000
+"""Behind the only page that `faulting32` maps."""
 WORDS = 8
 """Words that a kernel reports."""
 EMPTY = 0x55555555
@@ -43,7 +46,7 @@ pseudo:
  .long gdt
 interrupts:
  .word 0x7ff
- .long {TABLES}
+ .long {IDT}
 none:
  .word 0x18
 flat:
@@ -161,6 +164,43 @@ _IN_LONG = f"""
 """
 
 
+_FAULTING = f"""
+ lgdt [pseudo]
+ mov eax, 0x10
+ mov ds, eax
+ mov es, eax
+ mov edi, {TABLES}
+ mov dword ptr [edi], 0x83
+ mov eax, handler
+ mov [{IDT}+112], ax
+ mov word ptr [{IDT}+114], 8
+ mov word ptr [{IDT}+116], 0x8e00
+ shr eax, 16
+ mov [{IDT}+118], ax
+ lidt [interrupts]
+ mov cr3, edi
+ mov eax, cr4
+ or eax, 0x10
+ mov cr4, eax
+ mov eax, cr0
+ or eax, 0x80000000
+ mov cr0, eax
+ mov esp, {STACK}
+ mov ebx, 0x11111111
+ mov eax, 0x10
+ mov ss, ax
+ mov ax, 0x18
+ smsw [{UNMAPPED}]
+ mov esp, {STACK}
+handler:
+ push eax
+ mov eax, cr2
+ mov [report], eax
+ pop dword ptr [report+4]
+ mov [report+8], ebx
+"""
+
+
 def _data(code: int) -> Assembly:
     return assemble(_DATA, 32, DATA, {"CODE": code})
 
@@ -188,3 +228,13 @@ def kernel64() -> bytes:
     narrow = assemble(_ENTER_LONG, 32, ENTRY, data.labels).code
     wide = assemble(_IN_LONG + _SEND.replace("INDEX", "rsi"), 64, LONG, data.labels).code
     return _elf(64, {ENTRY: narrow, LONG: wide, DATA: data.code})
+
+
+def faulting32() -> bytes:
+    """i386 with 4 MiB pages: between the loads of SS and of the stack pointer a call stores where no page is.
+
+    There is a stack, so the handler can tell what it found: the address, EAX and EBX.
+    """
+    data = _data(0x00CF9B000000FFFF)
+    text = _FAULTING + _SEND.replace("INDEX", "esi")
+    return _elf(32, {ENTRY: assemble(text, 32, ENTRY, data.labels).code, DATA: data.code})

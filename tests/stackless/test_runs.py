@@ -17,7 +17,7 @@ from runtime.backends import backend_named
 from runtime.callpages import find_patched_image
 from runtime.machine import Machine, MachineConfig
 from runtime.outcome import Outcome, RunResult
-from tests.stackless.kernels import WORDS, kernel32, kernel64
+from tests.stackless.kernels import UNMAPPED, WORDS, faulting32, kernel32, kernel64
 
 NARROW = ("bare", "kvm", "lguest", "vmi", "xen")
 WIDE = ("bare", "kvm", "xen")
@@ -126,3 +126,29 @@ def test_the_table_is_a_part_of_its_own() -> None:
     parts = {item.name: bytes.fromhex(item.data) for item in patched(32).manifest.additions}
     assert len(parts["cell table"]) == CELL_SIZE * sum(cells(32).values())
     assert unpack_locator(parts["locator"]).cell_count == sum(cells(32).values())
+
+
+@pytest.mark.parametrize("backend", ["lguest", "vmi", "xen"])
+def test_an_operand_that_is_not_mapped_is_the_guests_page_fault(backend: str) -> None:
+    """With paging on: the handler finds the address, and registers and stack as they were at the cell."""
+    result = run(patch_image(image(faulting32())).file, backend)
+    assert result.outcome is Outcome.EXITED, result.detail
+    assert words(result)[:3] == words(run(faulting32(), "bare"))[:3] == [UNMAPPED, 0x18, 0x11111111]
+    assert result.stats["missed"] == 0, result.stats["missed_sites"]
+
+
+@pytest.mark.parametrize(("width", "backend"), DEPRIVILEGED)
+def test_a_guest_that_jumps_into_a_cell_only_hurts_itself(width: int, backend: str) -> None:
+    """The second trap means nothing before the first: it is a HLT that no patch intercepted."""
+    made = patched(width)
+    data = bytearray(made.file)
+    first = next(site for site in made.manifest.sites if site.cell is not None)
+    start = next(site for site in made.manifest.sites if site.call == "gdt_load")
+    assert first.cell is not None and start.window is not None
+    offset = image(made.file).offset_of(start.window)
+    assert offset is not None
+    distance = first.cell + 1 - start.window - 5
+    data[offset : offset + 5] = b"\xe9" + (distance & 0xFFFFFFFF).to_bytes(4, "little")
+    result = run(bytes(data), backend)
+    assert result.outcome is not Outcome.EXITED
+    assert "cell" not in result.stats["exits"]
