@@ -110,6 +110,8 @@ class VCpu:
         self.control = ControlBlock()
         self.failure: BaseException | None = None
         """An error raised inside a callback; `run` raises it."""
+        self._executing = False
+        """Inside the emulator, which keeps the arithmetic flags and DF apart from EFLAGS meanwhile."""
         self.last_error = 0
         self._reads_descriptors: set[int] = set()
         self._keep: list[Any] = []
@@ -331,7 +333,8 @@ class VCpu:
         state.cc_src = value & fl.ARITHMETIC
         state.cc_op = 1
         state.df = -1 if value & fl.DF else 1
-        state.eflags = value & 0x3FFFFF & ~(fl.ARITHMETIC | fl.DF) | 2
+        apart = fl.ARITHMETIC | fl.DF if self._executing else 0  # the emulator takes them in as it begins
+        state.eflags = value & 0x3FFFFF & ~apart | 2
 
     @property
     def cpl(self) -> int:
@@ -439,13 +442,20 @@ class VCpu:
             control.blocks_left, control.limit = 2, 0
         else:
             self.drop_translation(address, address + 1)
-        error = uclib.uc_emu_start(self.handle, start, 0, 0, 0 if transfers else 1)
+        error = self._execute(start, 0 if transfers else 1)
         control.supervisor = control.blocks_left = 0
         self.set_waiting(bool(control.waiting))
         self.flush_tlb()
         faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault and self.state.rip == start
         control.fault = 0
         return not faulted
+
+    def _execute(self, start: int, count: int = 0) -> int:
+        """Let the emulator run `count` instructions (0: any number) from `start` on; its error code."""
+        self._executing = True
+        error = uclib.uc_emu_start(self.handle, start, 0, 0, count)
+        self._executing = False
+        return int(error)
 
     def run(self) -> Stop:
         """Execute until a block boundary where something is to be done, or a halt.
@@ -454,13 +464,13 @@ class VCpu:
         """
         control = self.control
         control.stopped = 0
-        error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
+        error = self._execute(self.state.rip)
         while error == uc_const.UC_ERR_EXCEPTION and control.fault and self.failure is None:
             self._refused()
             if control.now >= control.limit:  # faults without a block between them must not outlast the limit
                 control.stopped, error = 1, 0
                 break
-            error = uclib.uc_emu_start(self.handle, self.state.rip, 0, 0, 0)
+            error = self._execute(self.state.rip)
         control.force = 0
         if self.failure is not None:
             failure, self.failure = self.failure, None

@@ -290,6 +290,44 @@ def test_a_write_to_a_page_table_is_done_after_a_check() -> None:
     assert run.labels["handler"] - rip <= 16
 
 
+@pytest.mark.parametrize("prefix", ["", "lock "])
+def test_a_compare_exchange_on_a_page_table_sets_its_flags(prefix: str) -> None:
+    """As Linux changes an entry: again and again until nobody else did (ptep_set_wrprotect since 6.7)."""
+    _, parts = make_domain(64)
+    base = VIRT_BASE[64]
+    table = parts.plan.page_tables[1, base]
+    run = run_kernel(
+        64,
+        f"""
+        {trap_table_64(pf=(14, 0, "out"))}
+        {call64("vm_assist", 0, 2)}
+        mov rbx, TABLE
+        mov rax, [rbx+8*20]
+        mov r9, 0
+        again:
+        inc r9
+        cmp r9, 5
+        je out
+        mov rdx, rax
+        or rdx, 0x200
+        {prefix}cmpxchg [rbx+8*20], rdx
+        jne again
+        bts qword ptr [rbx+8*20], 9
+        setc r9b
+        btr qword ptr [rbx+8*20], 10
+        adc r9, 0x10
+        out:
+        mov rdi, data
+        mov [rdi+0x100], r9
+        jmp off
+        """,
+        TABLE=base + table * 4096,
+    )
+    assert run.result.outcome is Outcome.POWERED_OFF, run.result.detail
+    assert run.model.page_writes.count == 3
+    assert run.words(1, 0x100) == [0x11]
+
+
 def test_a_kernel_without_a_trap_table_is_crashed_with_xens_words() -> None:
     run = run_kernel(64, "nop\nud2")
     assert run.result.exit_code == 4
