@@ -148,7 +148,8 @@ def _check_load(bits: int, index: int, vaddr: int, paddr: int, file_size: int, m
         raise ImageError(f"segment {index} is larger in the file than in memory", hint=DAMAGED)
     if mem_size > MAX_MEMORY:
         raise ImageError(f"segment {index} asks for {mem_size:#x} bytes of memory", hint=DAMAGED)
-    physical_limit = 1 << 32 if bits == 32 else PHYSICAL_LIMIT
+    # A guest of a hypervisor that places it may state no physical address and repeat the virtual one.
+    physical_limit = 1 << bits if bits == 32 or paddr == vaddr else PHYSICAL_LIMIT
     if vaddr + mem_size > 1 << bits or paddr + mem_size > physical_limit:
         raise ImageError(f"segment {index} runs over the end of the address space", hint=DAMAGED)
 

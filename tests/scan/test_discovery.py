@@ -240,3 +240,21 @@ def test_code_that_ends_with_its_segment_is_code() -> None:
     data = elf(32, (Load(0xC0100000, 0x100000, code),), entry=0xC0100010)
     result = scan_image(parse_image(data, Path("ends-with-hlt")))
     assert [site.mnemonic for site in result.sites] == ["cli", "sti", "cli", "hlt"]
+
+
+def test_a_hypercall_page_far_from_the_code_is_called_by_nobody() -> None:
+    """A header of a guest that moved to another address may still name the old page."""
+    code = b"\xe8\x00\x00\x00\x00\xf4\xeb\xfd"
+    image = sectioned_image([(".text", code, True)], 64)
+    top = 0xFFFF_FFFF_8000_0000
+    section = replace(image.sections[0], vaddr=top)
+    segment = replace(image.segments[0], vaddr=top, paddr=top)
+    entry = replace(image.entries[0], address=top, physical=top, protocol="xen")
+    moved = replace(
+        image,
+        sections=(section,),
+        segments=(segment,),
+        entries=(entry,),
+        xen={"HYPERCALL_PAGE": 0x4000_2000, "ENTRY": top},
+    )
+    assert [site.kind for site in scan_image(moved).sites] == ["hlt"]

@@ -290,6 +290,37 @@ def test_a_write_to_a_page_table_is_done_after_a_check() -> None:
     assert run.labels["handler"] - rip <= 16
 
 
+def test_what_a_64_bit_guest_may_take_for_granted() -> None:
+    """XSAVE without a CR4 of its own, the assists of pv32, and 8 frames of grants, as GNU Mach does."""
+    run = run_kernel(
+        64,
+        f"""
+        mov rdi, data
+        mov dword ptr [rdi], 0x7ff0
+        mov dword ptr [rdi+4], 8
+        mov rax, data
+        add rax, 0x80
+        mov [rdi+16], rax
+        {call64("grant_table_op", 2, "data", 1)}
+        mov rdi, data
+        mov [rdi+0x100], rax
+        {call64("vm_assist", 0, 0)}
+        mov rdi, data
+        mov [rdi+0x108], rax
+        mov eax, 1
+        mov edx, 0
+        mov rcx, data
+        xsave [rcx+0x200]
+        mov rdi, data
+        mov qword ptr [rdi+0x110], 1
+        jmp off
+        """,
+    )
+    assert run.result.outcome is Outcome.POWERED_OFF, run.result.detail
+    assert run.words(3, 0x100) == [0, 0, 1]
+    assert run.words(1, 8)[0] & 0xFFFF == 0, "GNTST_okay"
+
+
 @pytest.mark.parametrize("prefix", ["", "lock "])
 def test_a_compare_exchange_on_a_page_table_sets_its_flags(prefix: str) -> None:
     """As Linux changes an entry: again and again until nobody else did (ptep_set_wrprotect since 6.7)."""

@@ -45,10 +45,14 @@ class Mapping:
     address: int
 
 
+MAX_GRANT_FRAMES = 32
+"""What the toolstack gives a domain unless told otherwise (xl.conf: max_grant_frames)."""
+
+
 class GrantTable:
     """The shared frames and the open mappings of one domain."""
 
-    def __init__(self, frames: FrameTable, limit: int = 4) -> None:
+    def __init__(self, frames: FrameTable, limit: int = MAX_GRANT_FRAMES) -> None:
         self.frames = frames
         self.limit = limit
         self.shared: list[int] = []

@@ -41,6 +41,8 @@ EXITS = {number: f"hypercall {name}" for number, name in HYPERCALLS.items()}
 IRET = numbers("hypercall")["iret"]
 PV32_VECTOR = 0x82
 ENTRY_CR0, ENTRY_CR4 = 0x8005003B, 0x6A0
+CR4_OSXSAVE = 1 << 18
+"""Set for a paravirtual guest whatever it writes, since Xen uses XSAVE itself (pv_make_cr4)."""
 HYPERCALL_COST_NS = 500
 WORK_COST_NS = 100
 """Virtual time of one element of a hypercall's list."""
@@ -140,7 +142,7 @@ class XenHypervisor(Hypervisor):
             rflags=fl.IF | 2,
             cr0=ENTRY_CR0,
             cr3=root * PAGE_SIZE,
-            cr4=ENTRY_CR4,
+            cr4=ENTRY_CR4 | CR4_OSXSAVE,
             gdt=(hole.gdt, GDT_PAGES * PAGE_SIZE - 1),
             code=FlatSegment(flat["kernel_cs"], attributes=0x00A0FB00),
             data=FlatSegment(flat["kernel_ss"], attributes=0x00C0F300),

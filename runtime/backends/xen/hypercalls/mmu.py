@@ -228,9 +228,9 @@ def _fill_page(domain: Domain, destination: int, source: int | None) -> None:
 
 @handler("vm_assist")
 def vm_assist(domain: Domain, arguments: Sequence[int]) -> int:
-    """Enable (0) or disable (1) an assist."""
+    """Enable (0) or disable (1) an assist; 64-bit guests may ask for those of pv32 too (asm/domain.h)."""
     command, kind = arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF
-    valid = {0, 1, 2, 3, 4, 5} if domain.width == 32 else {2, 4, 5, 32}
+    valid = {0, 1, 2, 3, 4, 5} if domain.width == 32 else {0, 1, 2, 3, 4, 5, 32}
     if kind not in valid:
         raise XenError(ERRNO.EINVAL, f"vm_assist type {kind}")
     if command == 0:
