@@ -146,7 +146,7 @@ class SiteDescriber:
         for built in self.codemap.regions:
             region = built.region
             at = np.flatnonzero((built.lengths == 5) & (built.data == 0xE8))
-            apart = (region.vaddr - page + (1 << 63)) % (1 << 64) - (1 << 63)  # as 64-bit addresses are subtracted
+            apart = (region.vaddr - page + (1 << 63)) % (1 << 64) - (1 << 63)  # as addresses are subtracted
             target = at + 5 + displacements(built.data, at + 1) + apart
             inside = (target >= 0) & (target < PAGE)
             for offset, slot in zip(at[inside].tolist(), target[inside].tolist(), strict=True):
