@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pvpatch.abi.errors import PvpatchError
 from pvpatch.guests import build_initramfs, fetch
 from rewriter.image import open_image
 from runtime.backends import all_backends
-from tests.bench.calls import OPERATIONS, TRAPPING, call_costs
+from tests.bench.calls import OPERATIONS, TRAPPING, Bench
 from tests.bench.measure import Figure, measure_in_turn
 from tests.bench.sweep import executable_sections
 
@@ -29,9 +30,7 @@ def _table(console: Console, title: str, figures: Sequence[Figure], note: str = 
     columns = ("what", "wall s", "CPU s", "peak MiB", "exit")
     table = Table(*columns, title=title, title_justify="left", caption=note)
     for one in figures:
-        table.add_row(
-            one.name, f"{one.wall_s:.2f}", f"{one.cpu_s:.2f}", one.peak, str(one.exit_code)
-        )
+        table.add_row(one.name, f"{one.wall_s:.2f}", f"{one.cpu_s:.2f}", one.peak, str(one.exit_code))
     console.print(table)
 
 
@@ -80,17 +79,22 @@ def _boot(console: Console, guest: Path, folder: Path) -> None:
 
 
 def _calls(console: Console, folder: Path) -> None:
-    backends = [name for name, one in all_backends().items() if 32 in one.capabilities.privilege]
-    costs = call_costs(folder, backends)
-    columns = ("ns each", *backends)
-    table = Table(*columns, title="one operation of a patched i386 kernel", title_justify="left")
-    for title, row in costs.by_operation.items():
-        table.add_row(title, *(f"{row[backend]:.0f}" for backend in backends))
-    console.print(table)
-    in_guest = costs.by_operation[OPERATIONS["OP_FLAG"][0]][TRAPPING]
+    bench, in_guest = Bench(folder), 0.0
+    for width, title in ((32, "i386"), (64, "x86_64")):
+        backends = [name for name, one in all_backends().items() if width in one.capabilities.privilege]
+        table = Table(
+            "ns each", *backends, title=f"one operation of a patched {title} kernel", title_justify="left"
+        )
+        for operation in OPERATIONS:
+            row = {backend: bench.cost(operation, width, backend) for backend in backends}
+            if operation.define == "OP_FLAG" and width == 32:
+                in_guest = row[TRAPPING]
+            table.add_row(operation.title, *(f"{row[backend]:,.0f}" for backend in backends))
+        console.print(table)
+    trapped = bench.trap_and_emulate()
     console.print(
-        f"unpatched, the same cli by trap-and-emulate on {TRAPPING}: {costs.trap_and_emulate:.0f} ns,"
-        f" {costs.trap_and_emulate / in_guest:.0f} times the call answered in the guest"
+        f"unpatched, the same cli by trap-and-emulate on {TRAPPING}: {trapped:,.0f} ns,"
+        f" {trapped / in_guest:.0f} times the call answered in the guest"
     )
 
 
@@ -108,7 +112,7 @@ def main() -> int:
         _boot(console, linux, folder)
         try:
             _calls(console, folder)
-        except subprocess.CalledProcessError as error:
+        except (subprocess.CalledProcessError, PvpatchError) as error:
             console.print(f"the call benchmark failed: {error}")
             return 1
     return 0

@@ -1,5 +1,6 @@
 # A multiboot kernel that does one operation COUNT times and leaves by the debug-exit port.
-# Assembled by the benchmark with -DCOUNT=n and one of -DOP_EMPTY, -DOP_FLAG, -DOP_CR3, -DOP_FAULT, -DOP_INT.
+# Assembled by the benchmark with -DCOUNT=n and one of -DOP_EMPTY, -DOP_FLAG, -DOP_CR3, -DOP_PORT, -DOP_HYPERCALL,
+# -DOP_FAULT, -DOP_INT. OP_HYPERCALL is a kernel that knows the ABI: it finds the slot SLOT of its call page.
         .set    CODE, 0x08
         .set    DATA, 0x10
         .set    UNMAPPED, 0xA0000000
@@ -44,6 +45,9 @@ _start:
         orl     $0x80000000, %eax
         movl    %eax, %cr0
 #endif
+#ifdef OP_HYPERCALL
+        call    find_slot
+#endif
 
         movl    $COUNT, %esi
         .p2align 4
@@ -54,6 +58,12 @@ loop:
 #ifdef OP_CR3
         movl    %cr3, %eax
         movl    %eax, %cr3
+#endif
+#ifdef OP_PORT
+        inb     $0x80, %al
+#endif
+#ifdef OP_HYPERCALL
+        call    *%ebx
 #endif
 #ifdef OP_FAULT
         movl    UNMAPPED, %eax          # 5 bytes (a1 moffs32); the handler steps over it
@@ -82,6 +92,25 @@ set_gate:
         shrl    $16, %eax
         movw    %ax, 6(%edi)
         ret
+
+#ifdef OP_HYPERCALL
+# The address of the slot SLOT in ebx: behind the image is the resident block, with its locator.
+find_slot:
+        movl    $_end + 15, %edi
+        andl    $-16, %edi
+4:      cmpl    $0x41505650, (%edi)     # PVPA
+        jne     5f
+        cmpl    $0x2D484354, 4(%edi)    # TCH-
+        jne     5f
+        cmpl    $0x41434F4C, 8(%edi)    # LOCA
+        je      6f
+5:      addl    $16, %edi
+        jmp     4b
+6:      movl    PAGE(%edi), %ebx
+        addl    VIRTUAL(%edi), %ebx
+        addl    $SLOT, %ebx
+        ret
+#endif
 
 on_fault:
         addl    $5, 4(%esp)
