@@ -6,14 +6,16 @@ purpose: RDRAND and RDSEED (not deterministic), the local APIC (the machine has 
 
 from __future__ import annotations
 
-__all__ = ["CpuidAnswer", "answer"]
+__all__ = ["XCR0_SUPPORTED", "CpuidAnswer", "answer"]
 
 CpuidAnswer = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""
 
 _VENDOR = b"GenuineIntel"
 _BRAND = b"pvpatch virtual CPU".ljust(48, b"\0")
-_SIGNATURE = 0x000306C4
+_SIGNATURE = 0x0000_0F61
+"""Family 15, model 6, as generic virtual CPUs say. Models of family 6 promise a memory controller at the host
+bridge, which memtest86+ then looks for beyond what it has mapped; this machine has no bridge."""
 
 _FEATURES_EDX = sum(
     1 << bit
@@ -60,7 +62,7 @@ _EXTENDED_EDX = sum(1 << bit for bit in (11, 20, 27, 29))
 _EXTENDED_ECX = 1 << 0 | 1 << 5
 """LAHF in 64-bit mode, LZCNT."""
 _INVARIANT_TSC = 1 << 8
-_XCR0_SUPPORTED = 3
+XCR0_SUPPORTED = 3
 _XSAVE_SIZE = 576
 
 
@@ -100,5 +102,5 @@ def answer(leaf: int, subleaf: int, cr4: int) -> CpuidAnswer:
 
 def _xsave(subleaf: int) -> CpuidAnswer:
     if subleaf == 0:
-        return _XCR0_SUPPORTED, _XSAVE_SIZE, _XSAVE_SIZE, 0
+        return XCR0_SUPPORTED, _XSAVE_SIZE, _XSAVE_SIZE, 0
     return 0, 0, 0, 0
