@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rewriter.decode.opcode_tables import ByteArray
 from rewriter.image import Image
 from rewriter.scan.codemap import FlowFacts, RegionMap
+from rewriter.scan.explore import Explorer
 from rewriter.scan.flow import sweep_flow
 from rewriter.scan.frames import function_frames
 from rewriter.scan.kernel_tables import KernelTables, patch_windows
@@ -66,7 +67,7 @@ def compute_flow(
     indirect.add_all(relocation_addends(space))
     indirect.add_all(symbol.address for symbol in image.symbols if symbol.kind in ("function", "notype"))
     skip = [(t.address, t.address + t.size) for name in NOT_POINTERS if (t := image.table(name)) is not None]
-    indirect.add(_outside(*absolute_pointers(space), skip))
+    indirect.add(_without_numbers(explorer, *_outside(*absolute_pointers(space), skip)))
     if tables.present:
         indirect.add(relative_pointers(space, skip)[1])
     targets = _Targets(space)
@@ -112,11 +113,33 @@ def _absolute(offsets: NDArray[np.int64], region: Region, bits: int) -> NDArray[
 
 def _outside(
     places: NDArray[np.uint64], values: NDArray[np.uint64], skip: list[tuple[int, int]]
-) -> NDArray[np.uint64]:
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     keep = np.ones(places.size, np.bool_)
     for start, end in skip:
         keep &= (places < np.uint64(start)) | (places >= np.uint64(end))
-    return values[keep]
+    return places[keep], values[keep]
+
+
+def _without_numbers(
+    explorer: Explorer, places: NDArray[np.uint64], values: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """The values without those that are numbers rather than pointers.
+
+    Where code lies at 1 MiB, a mask like 100001h looks like its address. A value counts as a number if it
+    names the middle of an instruction that recursion found, and stands alone: tables of places inside
+    instructions (relocation records) are runs of such values.
+    """
+    middle = np.zeros(values.size, np.bool_)
+    for region in explorer.space.regions:
+        inside = np.flatnonzero(values - np.uint64(region.vaddr) < np.uint64(region.size))
+        offsets = (values[inside] - np.uint64(region.vaddr)).astype(np.int64)
+        covered = np.frombuffer(explorer.covered[region.index], np.uint8)
+        lengths = np.frombuffer(explorer.lengths[region.index], np.uint8)
+        middle[inside] = (covered[offsets] > 0) & (lengths[offsets] == 0)
+    word = np.uint64(explorer.space.image.bits // 8)
+    alone = ~np.isin(places - word, places) & ~np.isin(places + word, places)
+    kept: NDArray[np.uint64] = values[~(middle & alone)]
+    return kept
 
 
 def _decoded_ends(image: Image, built: RegionMap, without: int = 0) -> ByteArray:
