@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import iced_x86
+
 from pvpatch.abi.errors import UsageError
 from runtime.backends import Backend, Hypervisor
 from runtime.boot import BootImage, BootRequest, EntryState
@@ -338,14 +340,15 @@ class Machine:
     def _by_itself(self, address: int) -> bool:
         """Has the instruction a supervisor's rights for this access, and is it done, or allowed by now?"""
         at = self._code_address(0)
-        use = descriptor_use(self.linear.try_read(at, 15), self.cpu)
+        instruction = iced_x86.Decoder(self.cpu.code_width, self.linear.try_read(at, 15)).decode()
+        use = descriptor_use(instruction)
         if use is DescriptorUse.NONE:
             return False
         state = self.cpu.state
         in_tables = any(0 <= address - table.base <= table.limit for table in (state.gdt, state.ldt))
         if in_tables and self.cpu.let_read_descriptors(at):
             return True
-        return self.cpu.run_as_supervisor(at, use is DescriptorUse.TRANSFER)
+        return self.cpu.run_as_supervisor(at, instruction.len, use is DescriptorUse.TRANSFER)
 
     def _code_address(self, offset: int) -> int:
         """Linear address of RIP + `offset`."""
@@ -362,8 +365,17 @@ class Machine:
         if not self.hypervisor.on_event(event):
             self.deliver(event)
 
+    def executed_in(self, port: int, size: int) -> int:
+        """From the CPU: IN; the port floats for code that slipped past the watcher by a stale translation."""
+        return self.port_in(port, size) if self.hypervisor.ports_execute else (1 << 8 * size) - 1
+
+    def executed_out(self, port: int, size: int, value: int) -> None:
+        """From the CPU: OUT; as for IN."""
+        if self.hypervisor.ports_execute:
+            self.port_out(port, size, value)
+
     def port_in(self, port: int, size: int) -> int:
-        """From the CPU: IN."""
+        """Read a port for the guest."""
         self.clock.spend_ns(PORT_COST_NS)
         self.stats.exits["port_in"] += 1
         value = self.platform.read_port(port, size)
@@ -372,7 +384,7 @@ class Machine:
         return value
 
     def port_out(self, port: int, size: int, value: int) -> None:
-        """From the CPU: OUT."""
+        """Write a port for the guest."""
         self.clock.spend_ns(PORT_COST_NS)
         self.stats.exits["port_out"] += 1
         if self.tracer is not None:

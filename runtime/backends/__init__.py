@@ -65,6 +65,9 @@ class Capabilities:
 class Hypervisor:
     """The hooks of one running hypervisor. The defaults are a bare machine."""
 
+    ports_execute = True
+    """IN and OUT that the CPU executes reach the devices; else all of them were to be intercepted."""
+
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
 

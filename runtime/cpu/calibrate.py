@@ -86,6 +86,12 @@ class _Scratch:
         state.hflags = fl.HF_PE | fl.HF_CS32 | fl.HF_SS32 | cpl
         return int(uclib.uc_emu_start(self.uc._uch, self.start, 0, 0, 0))
 
+    def release(self) -> None:
+        """Give the engine back now: its gigabyte of room for code would push the next engine's out of the
+        reach of near calls."""
+        self.keep.clear()
+        del self.uc
+
     def hook(self, kind: int, function: Any) -> None:
         """Register a C callback."""
         self.keep.append(function)
@@ -151,8 +157,17 @@ def _missed_address(scratch: _Scratch) -> int:
     return places.pop()
 
 
+def _check_extended_state(scratch: _Scratch) -> None:
+    """XSETBV must show in `xcr0`."""
+    enable = b"\x0f\x20\xe0\x0d\x00\x00\x04\x00\x0f\x22\xe0"  # CR4.OSXSAVE
+    for value in (3, 1):
+        scratch.run(enable + b"\x31\xc9\x31\xd2\xb8" + struct.pack("<I", value) + b"\x0f\x01\xd1\xf4", 0)
+        if scratch.state.xcr0 != value:
+            raise _refuse(f"XCR0 is not found: {scratch.state.xcr0:#x}")
+
+
 def _stop_check(scratch: _Scratch) -> tuple[int, int]:
-    """The byte that suppresses the check for a stop, as the emitter of the check reads it; the check itself."""
+    """The byte that suppresses the check for a stop, as the emitter of the check reads it; the check."""
     try:
         emitter = ctypes.cast(uclib.check_exit_request_x86_64, ctypes.c_void_p).value or 0
         check = ctypes.cast(uclib.helper_check_exit_request_x86_64, ctypes.c_void_p).value or 0
@@ -177,6 +192,7 @@ def _stop_check(scratch: _Scratch) -> tuple[int, int]:
         reached.clear()
         scratch.run(b"\x90\x90\x90\xf4", 0)
         counts.append(len(reached))
+    switch.value = 0
     if counts != [2, 4]:
         raise _refuse(f"the switch of its check for a stop lets {counts} instructions run")
     return place, check
@@ -189,5 +205,8 @@ def engine_facts() -> EngineFacts:
     user, kernel = _large_mark(scratch, 3), _large_mark(scratch, 0)
     stride = kernel - user
     _check_exception_fields(scratch)
+    _check_extended_state(scratch)
+    unchecked, check = _stop_check(scratch)
     missed_address = _missed_address(scratch)
-    return EngineFacts(missed_address, (user - stride, user, kernel), *_stop_check(_Scratch()))
+    scratch.release()
+    return EngineFacts(missed_address, (user - stride, user, kernel), unchecked, check)

@@ -12,8 +12,6 @@ import enum
 
 import iced_x86
 
-from runtime.cpu.vcpu import VCpu
-
 __all__ = ["DescriptorUse", "descriptor_use"]
 
 _MNEMONICS = frozenset(
@@ -41,11 +39,8 @@ class DescriptorUse(enum.Enum):
     """It goes to another code segment, or to the same one anew."""
 
 
-def descriptor_use(code: bytes, cpu: VCpu) -> DescriptorUse:
-    """What the instruction at the start of `code` makes supervisor accesses for."""
-    if not code:
-        return DescriptorUse.NONE
-    instruction = iced_x86.Decoder(cpu.code_width, code).decode()
+def descriptor_use(instruction: iced_x86.Instruction) -> DescriptorUse:
+    """What an instruction makes supervisor accesses for."""
     if instruction.mnemonic in _RETURNS or instruction.code in _FAR_CODES:
         return DescriptorUse.TRANSFER
     if instruction.mnemonic in _MNEMONICS:

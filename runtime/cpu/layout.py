@@ -78,6 +78,7 @@ _KNOWN_FIELDS: tuple[tuple[str, Any, int], ...] = (
     ("fmask", ctypes.c_uint64, 4856),
     ("kernel_gs_base", ctypes.c_uint64, 4864),
     ("tsc_aux", ctypes.c_uint64, 4896),
+    ("xcr0", ctypes.c_uint64, 4904),
     ("error_code", ctypes.c_int32, 5384),
     ("exception_is_int", ctypes.c_int32, 5388),
     ("exception_next_rip", ctypes.c_uint64, 5392),
@@ -131,6 +132,7 @@ class CpuState(ctypes.Structure):
     fmask: int
     kernel_gs_base: int
     tsc_aux: int
+    xcr0: int
     error_code: int
     exception_is_int: int
     exception_next_rip: int

@@ -186,10 +186,45 @@ descriptors_read:
     ret
 """
 
+# as `block`, at a block's first run: later runs call `block` itself and jump over the emulator's check
+_FIRST = """
+    mov rax, qword ptr [rsp]
+    cmp byte ptr [rax - 5], 0xe8
+    jne plain
+    cmp word ptr [rax], 0xbf48
+    jne plain
+    cmp qword ptr [rax + 2], rdi
+    jne plain
+    cmp dword ptr [rax + 9], 0xe8f63300
+    jne plain
+    movsxd r8, dword ptr [rax + 13]
+    lea r8, [rax + r8 + 17]
+    movabs r9, STOP_CHECK
+    cmp r8, r9
+    jne plain
+    movabs r8, BLOCK
+    sub r8, rax
+    movsxd r9, r8d
+    cmp r8, r9
+    jne plain
+    mov dword ptr [rax - 4], r8d
+    mov word ptr [rax], 0x0feb
+plain:
+    movabs rax, BLOCK
+    jmp rax
+"""
 # void code(uc, u64 address, u32 size, void (*callback)(uc, u64 address, u32 size, void *))
 _ARRIVED = f"""
     push rdi
     call rcx
+    pop rdi
+    {_CHECK}
+"""
+
+# void code(uc, u64 address, u32 size, ControlBlock *)
+_STOP_HERE = f"""
+    push rdi
+    call qword ptr [rcx + {_FIELD["emu_stop"]}]
     pop rdi
     {_CHECK}
 """
@@ -265,8 +300,10 @@ class NativeCode:
         self._mapping = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._used = 0
-        self.block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
+        block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
+        self.block = self._place(_FIRST.replace("STOP_CHECK", hex(stop_check)).replace("BLOCK", hex(block)))
         self.arrived = self._place(_ARRIVED.replace("STOP_CHECK", hex(stop_check)))
+        self.stop_here = self._place(_STOP_HERE.replace("STOP_CHECK", hex(stop_check)))
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)

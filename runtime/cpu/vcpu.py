@@ -81,10 +81,10 @@ class CpuEvents(Protocol):
     def invalid_opcode(self) -> None:
         """An instruction that this CPU does not have; RIP is on it."""
 
-    def port_in(self, port: int, size: int) -> int:
+    def executed_in(self, port: int, size: int) -> int:
         """IN."""
 
-    def port_out(self, port: int, size: int, value: int) -> None:
+    def executed_out(self, port: int, size: int, value: int) -> None:
         """OUT."""
 
     def cpuid(self) -> None:
@@ -213,10 +213,10 @@ class VCpu:
             return 1
 
         def port_in(_uc: int, port: int, size: int, _data: int) -> int:
-            return events.port_in(port & 0xFFFF, size)
+            return events.executed_in(port & 0xFFFF, size)
 
         def port_out(_uc: int, port: int, size: int, value: int, _data: int) -> None:
-            events.port_out(port & 0xFFFF, size, value)
+            events.executed_out(port & 0xFFFF, size, value)
 
         def cpuid(_uc: int, _data: int) -> int:
             events.cpuid()
@@ -427,33 +427,38 @@ class VCpu:
         self.drop_translation(address, address + 1)
         return True
 
-    def run_as_supervisor(self, address: int, transfers: bool) -> bool:
-        """Run the instruction at linear `address` with all its accesses checked as supervisor accesses.
+    def run_as_supervisor(self, address: int, size: int, transfers: bool) -> bool:
+        """Run the instruction of `size` bytes at linear `address` with a supervisor's rights.
 
-        `transfers` says that it is a control transfer: that is a block by itself, and stopping behind a block
-        spares the emulator from dropping all its translations, as it does to run a single instruction.
-        False if it faulted even so (nothing is delivered). After a transfer the emulator may begin the next
-        instruction too: if that one faults, RIP has moved, and it will fault again by itself.
+        `transfers` says that it is a control transfer, which is a block by itself; any other is stopped
+        behind. (The emulator's own count of instructions would make it drop all translations.) False if it
+        faulted even so; nothing is delivered. After a transfer the emulator may begin the next instruction
+        too: if that one faults, RIP has moved, and it will fault again by itself.
         """
-        control = self.control
+        control, stop, behind = self.control, 0, address + size
         control.supervisor = 1
         start = self.state.rip
         if transfers:
             control.blocks_left, control.limit = 2, 0
         else:
-            self.drop_translation(address, address + 1)
-        error = self._execute(start, 0 if transfers else 1)
+            data = ctypes.addressof(control)
+            stop = self.add_hook(uc_const.UC_HOOK_CODE, self.native.stop_here, data, behind, behind)
+            self.drop_translation(address, behind + 1)
+        error = self._execute(start)
         control.supervisor = control.blocks_left = 0
+        if stop:
+            self.remove_hook(stop)
+            self.drop_translation(address, behind + 1)
         self.set_waiting(bool(control.waiting))
         self.flush_tlb()
         faulted = error == uc_const.UC_ERR_EXCEPTION and control.fault and self.state.rip == start
         control.fault = 0
         return not faulted
 
-    def _execute(self, start: int, count: int = 0) -> int:
-        """Let the emulator run `count` instructions (0: any number) from `start` on; its error code."""
+    def _execute(self, start: int) -> int:
+        """Let the emulator run from `start` on; its error code."""
         self._executing = True
-        error = uclib.uc_emu_start(self.handle, start, 0, 0, count)
+        error = uclib.uc_emu_start(self.handle, start, 0, 0, 0)
         self._executing = False
         return int(error)
 

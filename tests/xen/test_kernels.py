@@ -7,7 +7,7 @@ import pytest
 from runtime.backends.xen.construction import hypercall_page
 from runtime.outcome import Outcome
 from tests.xen.domains import VIRT_BASE, make_domain
-from tests.xen.kernels import call32, call64, run_kernel
+from tests.xen.kernels import DATA, call32, call64, run_kernel
 
 CS64, SS64, CS32, SS32 = 0xE033, 0xE02B, 0xE019, 0xE021
 IF = 0x200
@@ -319,6 +319,41 @@ def test_what_a_64_bit_guest_may_take_for_granted() -> None:
     assert run.result.outcome is Outcome.POWERED_OFF, run.result.detail
     assert run.words(3, 0x100) == [0, 0, 1]
     assert run.words(1, 8)[0] & 0xFFFF == 0, "GNTST_okay"
+
+
+@pytest.mark.parametrize(
+    ("state", "index", "faults"), [(3, 0, 0), (1, 0, 0), (2, 0, 1), (7, 0, 1), (3, 1, 1)]
+)
+def test_xsetbv_takes_what_cpuid_shows(state: int, index: int, faults: int) -> None:
+    run = run_kernel(
+        64,
+        f"""
+        jmp go
+        handler:
+        mov rdi, data
+        mov qword ptr [rdi], 1
+        jmp off
+        go:
+        mov rdi, data
+        mov byte ptr [rdi+0x100], 13
+        mov word ptr [rdi+0x102], 0xe033
+        mov rax, handler
+        mov [rdi+0x108], rax
+        {call64("set_trap_table", "table")}
+        mov ecx, {index}
+        mov edx, 0
+        mov eax, {state}
+        xsetbv
+        mov ecx, 0
+        xgetbv
+        mov rdi, data
+        mov [rdi+8], rax
+        jmp off
+        """,
+        table=VIRT_BASE[64] + DATA + 0x100,
+    )
+    assert run.result.outcome is Outcome.POWERED_OFF, run.result.detail
+    assert run.words(2) == [faults, 0 if faults else state]
 
 
 @pytest.mark.parametrize("prefix", ["", "lock "])

@@ -16,6 +16,7 @@ from runtime.backends.xen.hypercalls import Continue, call
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, numbers, struct
 from runtime.backends.xen.paging import GLOBAL, GUEST_KERNEL, PRESENT, PSE, USER, WRITE
 from tests.xen.domains import (
+    RecordingCpu,
     check_counts,
     heap_address,
     l1_entry_address,
@@ -134,6 +135,30 @@ def test_pin_holds_one_reference_and_cannot_be_taken_twice(width: int) -> None:
     assert mmuext(domain, scratch, ("unpin_table", mfn, 0)) == 0
     assert mmuext(domain, scratch, ("unpin_table", mfn, 0)) == -ERRNO.EINVAL
     check_counts(domain)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_stale_translation_ends_before_its_frame_is_something_else(width: int) -> None:
+    """The guest need not flush after an update; the CPU must not write to a page table all the same."""
+    domain, parts = make_domain(width)
+    cpu = domain.cpu
+    assert isinstance(cpu, RecordingCpu)
+    address = heap_address(parts)
+    for change in ("pin", "free"):
+        mfn = mfn_at(domain, address)
+        domain.space.write(address, bytes(PAGE_SIZE))
+        before = cpu.flushes
+        if change == "pin":
+            domain.tables.write_entry(l1_entry_address(domain, address), mfn << 12 | PRESENT | USER)
+            assert (domain.tables.stale, cpu.flushes) == (True, before)
+            domain.tables.pin(mfn, 1)
+        else:
+            domain.tables.write_entry(l1_entry_address(domain, address), 0)
+            assert (domain.tables.stale, cpu.flushes) == (True, before)
+            domain.frames.put(mfn)
+            assert not domain.frames.owned(mfn)
+        assert (domain.tables.stale, cpu.flushes) == (False, before + 1)
+        address += PAGE_SIZE
 
 
 @pytest.mark.parametrize("width", WIDTHS)

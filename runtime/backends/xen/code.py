@@ -11,7 +11,8 @@ __all__ = ["CodePages"]
 class CodePages:
     """Machine pages behind linear pages of code.
 
-    Every change of a page table goes through Xen, so forgetting is exact: `forget` on every flush.
+    Every change of a page table goes through Xen: pages are forgotten on every flush, and not kept while a
+    change waits for one.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,8 @@ class CodePages:
     def try_read(self, linear: int, length: int) -> bytes:
         """As much as is mapped of `length` bytes."""
         found = b""
+        if self._domain is not None and self._domain.tables.stale:
+            self._pages.clear()
         while length > 0:
             offset = linear % PAGE_SIZE
             size = min(length, PAGE_SIZE - offset)

@@ -122,7 +122,13 @@ class Construction:
             log=lambda text: machine.trace("xen", text=text),
         )
         tables.on_descriptors_unmapped = domain.drop_ldt
-        frames.on_free = lambda mfn: domain.set_pfn_of(mfn, INVALID_PFN)
+        tables.flush = wiring.cpu.flush
+
+        def freed(mfn: int) -> None:
+            tables.settle()
+            domain.set_pfn_of(mfn, INVALID_PFN)
+
+        frames.on_free = freed
         return domain
 
     def _root(self) -> int:

@@ -15,6 +15,7 @@ from runtime.backends.xen.hypercalls.cpu import get_debugreg, set_debugreg
 from runtime.backends.xen.hypercalls.tables import canonical
 from runtime.backends.xen.layout import PAGE_SIZE, interface, numbers
 from runtime.cpu import flags as fl
+from runtime.cpu.cpuid import XCR0_SUPPORTED
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 from runtime.deprivileged.operands import Operands, decode_at, mnemonic_name
@@ -30,6 +31,7 @@ SEGMENT_BASE_OF = {MSR_FS_BASE: 0, MSR_GS_BASE: 2, MSR_KERNEL_GS_BASE: 1}
 MSR_VALUES = {int(index, 0): value for index, value in interface()["msr_value"].items()}
 MSR_IGNORED = {int(index, 0) for index in interface()["msr_ignored"]}
 CR0_TS = 8
+X87_STATE = 1
 CR4_CHANGEABLE = 1 << 3
 """DE; the other bits are Xen's."""
 ARCHITECTURAL_IOPL = 1 << 4
@@ -237,6 +239,15 @@ class Emulator:
             return not value & (PAGE_SIZE - 1) and self.write_hypercall_page(value // PAGE_SIZE)
         return index in MSR_IGNORED
 
+    def _set_extended_state(self, _instruction: Instruction) -> bool:
+        """XSETBV (handle_xsetbv): XCR0 with x87 state and no component that CPUID leaf 0xD does not show."""
+        gpr = self.cpu.state.gpr
+        value = int(gpr[fl.RAX]) & 0xFFFFFFFF | (int(gpr[fl.RDX]) & 0xFFFFFFFF) << 32
+        if int(gpr[fl.RCX]) & 0xFFFFFFFF or not value & X87_STATE or value & ~XCR0_SUPPORTED:
+            return False
+        self.cpu.state.xcr0 = value
+        return True
+
 
 def _compat_cr3(mfn: int) -> int:
     """CR3 of a pv32 guest: the upper bits of a frame number above 4 GiB wrap around to the lower."""
@@ -256,4 +267,5 @@ _KERNEL_ONLY: dict[int, Callable[[Emulator, Instruction], bool]] = {
     Mnemonic.MOV: Emulator._move,
     Mnemonic.RDMSR: Emulator._read_msr,
     Mnemonic.WRMSR: Emulator._write_msr,
+    Mnemonic.XSETBV: Emulator._set_extended_state,
 }

@@ -59,10 +59,9 @@ class GuestSpace:
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at a guest virtual address. Raises XenError(EFAULT)."""
-        pieces = self._pieces(address, size, False)
-        if len(pieces) == 1:
-            return self.memory.load(*pieces[0])
-        return b"".join(self.memory.load(at, length) for at, length in pieces)
+        if size <= PAGE_SIZE - address % PAGE_SIZE and self.accessible(address, size):
+            return self.memory.load(self._place(address, False), size)
+        return b"".join(self.memory.load(at, length) for at, length in self._pieces(address, size, False))
 
     def write(self, address: int, data: bytes) -> None:
         """Write bytes at a guest virtual address; all of it or none. Raises XenError(EFAULT)."""

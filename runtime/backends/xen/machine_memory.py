@@ -33,16 +33,9 @@ class MachineMemory:
         """Bytes at a machine address."""
         self.frames = memory.size // PAGE_SIZE
         whole = memory.view[: self.frames * PAGE_SIZE]
-        self._words = whole.cast("Q")
+        self.words: memoryview[int] = whole.cast("Q")
+        """All of it as 64-bit numbers, by machine address divided by 8."""
         self._tables: npt.NDArray[np.uint64] = np.frombuffer(whole, np.uint64).reshape(self.frames, 512)
-
-    def word(self, address: int) -> int:
-        """The 8 bytes at an aligned machine address as a number; it must be inside memory."""
-        return self._words[address >> 3]
-
-    def set_word(self, address: int, value: int) -> None:
-        """Write 8 bytes at an aligned machine address inside memory."""
-        self._words[address >> 3] = value
 
     def entries(self, mfn: int) -> npt.NDArray[np.uint64]:
         """A frame as 512 table entries, writable in place."""

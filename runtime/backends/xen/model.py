@@ -69,7 +69,7 @@ class DomainCpu:
 
     def set_page_table(self, root: int) -> None:
         """pv32 runs in compatibility mode: its L3 goes into the first slot of an L4 of Xen's own."""
-        self._model.code.forget()
+        self._forget()
         hole, memory = self._model.parts.hole, self._model.parts.memory
         if hole.monitor:
             memory.entries(hole.monitor)[0] = root | TABLE
@@ -77,8 +77,12 @@ class DomainCpu:
         self._cpu.write_control(3, root)
 
     def flush(self, address: int | None = None) -> None:
-        self._model.code.forget()
+        self._forget()
         self._cpu.flush_tlb()
+
+    def _forget(self) -> None:
+        self._model.code.forget()
+        self._model.parts.domain.tables.stale = False
 
     def set_task_switched(self, value: bool) -> None:
         cr0 = int(self._cpu.state.cr[0])
@@ -107,6 +111,7 @@ class XenHypervisor(Hypervisor):
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self.code = CodePages()
+        self.ports_execute = not is_own_guest(machine)
 
     def code_reader(self) -> CodeReader:
         """By the tables that Xen checked; a translated domain has none of those."""

@@ -34,6 +34,7 @@ ALLOWED_PAE_L3 = PRESENT | WRITE | USER | ACCESSED | DIRTY | AVAILABLE
 FREELY_CHANGED = NX | AVAILABLE_HIGH | AVAILABLE | GLOBAL | DIRTY | ACCESSED | USER
 """Bits in which an entry may change without being looked at again (FASTPATH_FLAG_WHITELIST)."""
 SHIFT = {1: 12, 2: 21, 3: 30, 4: 39}
+ENTRIES = 512
 LAST_GIGABYTE = 3
 NO_FRAME = FRAME_MASK >> 12
 _DISALLOWED = {
@@ -85,8 +86,11 @@ class PageTables:
         self._steps = tuple((SHIFT[level], self._last_index(level)) for level in range(self.top_level, 0, -1))
         self.on_descriptors_unmapped: Callable[[], None] = lambda: None
         """A mapping of a descriptor page goes: it may be wanted for something else soon."""
+        self.flush: Callable[[], None] = lambda: None
+        """Has the CPU forget its translations."""
         self.stale = False
-        """A present entry has changed, so that the CPU may have a translation by the old one."""
+        """A present entry has changed and the CPU may have a translation by the old one. The guest flushes
+        when it cares; Xen does before a frame gets another use (tlbflush_filter)."""
 
     # -- types of frames ---------------------------------------------------------------------
 
@@ -108,6 +112,7 @@ class PageTables:
                 )
             frames.type_count[mfn] += 1
             return
+        self.settle()
         frames.set_type(mfn, kind, with_hole)
         try:
             self._validate(mfn, kind)
@@ -117,6 +122,12 @@ class PageTables:
             raise
         frames.validated[mfn] = 1
 
+    def settle(self) -> None:
+        """A frame gets another use: no stale translation may reach it any more."""
+        if self.stale:
+            self.stale = False
+            self.flush()
+
     def put_type(self, mfn: int) -> None:
         """Drop a type reference and its general one; the last one gives up what the table referred to."""
         frames = self.frames
@@ -124,6 +135,7 @@ class PageTables:
             kind = frames.kind[mfn]
             frames.validated[mfn] = 0
             if _L1 <= kind <= _L4:
+                self.stale = True
                 self._release_entries(mfn, kind, self._present(mfn, kind))
             frames.clear_type(mfn)
         else:
@@ -209,9 +221,9 @@ class PageTables:
         return np.where((values & np.uint64(GUEST_KERNEL)) == 0, values | np.uint64(GLOBAL | USER), values)
 
     def _release_entries(self, mfn: int, level: int, indices: list[int]) -> None:
-        word, table = self.frames.memory.word, mfn * PAGE_SIZE
+        words, table = self.frames.memory.words, mfn * ENTRIES
         for index in indices:
-            self._drop(word(table + index * 8), level, mfn)
+            self._drop(words[table + index], level, mfn)
 
     # -- one entry ---------------------------------------------------------------------------
 
@@ -319,7 +331,7 @@ class PageTables:
         if _L1 <= kind <= _L4:
             self._modify(mfn, offset // 8, value, kind, preserve_ad)
         elif kind in (0, _WRITABLE):
-            frames.memory.set_word(address & ~7, value)
+            frames.memory.words[address >> 3] = value
         else:
             raise XenError(ERRNO.EINVAL, f"frame {mfn:#x} holds segment descriptors")
 
@@ -329,8 +341,8 @@ class PageTables:
             raise XenError(ERRNO.EINVAL, f"slot {index} of this table belongs to Xen")
         if level == 3 and self.width == 32 and index >= LAST_GIGABYTE:
             raise XenError(ERRNO.EINVAL, f"slot {index} of a pv32 guest's L3 cannot change")
-        memory, address = self.frames.memory, mfn * PAGE_SIZE + index * 8
-        old = memory.word(address)
+        words, place = self.frames.memory.words, mfn * ENTRIES + index
+        old = words[place]
         drop = bool(old & PRESENT)
         if value & PRESENT:
             self._check_bits(value, level)
@@ -340,8 +352,8 @@ class PageTables:
                 self._take(value, level, mfn, index)
             value = self._adjusted(value, level)
         if preserve_ad:
-            value |= memory.word(address) & (ACCESSED | DIRTY)
-        memory.set_word(address, value)
+            value |= words[place] & (ACCESSED | DIRTY)
+        words[place] = value
         self.stale = self.stale or bool(old & PRESENT)
         if drop:
             self._drop(old, level, mfn)
@@ -369,9 +381,9 @@ class PageTables:
 
     def leaf_entry(self, root: int, address: int) -> int | None:
         """Machine address of the L1 entry for a virtual address, present or not; None without an L1 table."""
-        word, table = self.frames.memory.word, root
+        words, table = self.frames.memory.words, root
         for shift, last in self._steps[:-1]:
-            entry = word(table * PAGE_SIZE + (address >> shift & last) * 8)
+            entry = words[table * ENTRIES + (address >> shift & last)]
             table = (entry & FRAME_MASK) >> 12
             if not entry & PRESENT or entry & PSE or not self.frames.owned(table):
                 return None
@@ -384,15 +396,15 @@ class PageTables:
 
     def walk(self, root: int, address: int) -> Translation | None:
         """The leaf that maps a guest virtual address under the top-level frame `root`, or None."""
-        word, limit = self.frames.memory.word, self.frames.frames
-        mfn, rights, at, entry = root, WRITE | USER, 0, 0
+        words, limit = self.frames.memory.words, self.frames.frames
+        mfn, rights, place, entry = root, WRITE | USER, 0, 0
         for shift, last in self._steps:
-            at = mfn * PAGE_SIZE + (address >> shift & last) * 8
-            entry = word(at)
+            place = mfn * ENTRIES + (address >> shift & last)
+            entry = words[place]
             mfn = (entry & FRAME_MASK) >> 12
             if not entry & PRESENT or mfn >= limit:
                 return None
             rights &= entry
         return Translation(
-            mfn * PAGE_SIZE + address % PAGE_SIZE, at, entry, bool(rights & WRITE), bool(rights & USER)
+            mfn * PAGE_SIZE + address % PAGE_SIZE, place * 8, entry, bool(rights & WRITE), bool(rights & USER)
         )

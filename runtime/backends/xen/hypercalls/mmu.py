@@ -88,12 +88,7 @@ def _write_or_not(domain: Domain, address: int, data: bytes) -> None:
 @handler("mmu_update")
 def mmu_update(domain: Domain, arguments: Sequence[int]) -> int | Continue:
     """A list of {machine address of entry | command, value}."""
-    try:
-        return _run_list(domain, arguments, struct("mmu_update", domain.width), _one_update)
-    finally:
-        if domain.tables.stale:
-            domain.tables.stale = False
-            domain.cpu.flush()
+    return _run_list(domain, arguments, struct("mmu_update", domain.width), _one_update)
 
 
 def _one_update(domain: Domain, request: bytes) -> None:

@@ -209,6 +209,7 @@ class TranslatedDomain(XenHypervisor):
             max_pages=own,
             log=lambda text: machine.trace("xen", text=text),
         )
+        tables.flush = domain.cpu.flush
         self.traps = Traps(domain, machine.cpu)
         self.emulator = _NativeEmulator(domain, machine.cpu, machine, lambda _mfn: False)
         self.emulator.model = self

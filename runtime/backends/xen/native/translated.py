@@ -67,7 +67,7 @@ class TranslatedTables(PageTables):
         if self._shadow.is_protected(address):
             raise XenError(ERRNO.EINVAL, f"frame {address // PAGE:#x} holds descriptors")
         self.frames.memory.store(address & ~7, value.to_bytes(8, "little"))
-        self.stale = True
+        self.flush()
 
     def leaf_entry(self, root: int, address: int) -> int | None:
         """update_va_mapping is for direct paging: no entry is found."""
