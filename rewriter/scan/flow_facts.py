@@ -126,7 +126,7 @@ def _without_numbers(
     """The values without those that are numbers rather than pointers.
 
     Where code lies at 1 MiB, a mask like 100001h looks like its address. A value counts as a number if it
-    names the middle of an instruction that recursion found, and stands alone: tables of places inside
+    names the middle of an instruction that recursion found, and no neighbour does: tables of places inside
     instructions (relocation records) are runs of such values.
     """
     middle = np.zeros(values.size, np.bool_)
@@ -137,7 +137,7 @@ def _without_numbers(
         lengths = np.frombuffer(explorer.lengths[region.index], np.uint8)
         middle[inside] = (covered[offsets] > 0) & (lengths[offsets] == 0)
     word = np.uint64(explorer.space.image.bits // 8)
-    alone = ~np.isin(places - word, places) & ~np.isin(places + word, places)
+    alone = ~np.isin(places - word, places[middle]) & ~np.isin(places + word, places[middle])
     kept: NDArray[np.uint64] = values[~(middle & alone)]
     return kept
 
