@@ -126,8 +126,8 @@ def _without_numbers(
     """The values without those that are numbers rather than pointers.
 
     Where code lies at 1 MiB, a mask like 100001h looks like its address. A value counts as a number if it
-    names the middle of an instruction that recursion found, and no neighbour does: tables of places inside
-    instructions (relocation records) are runs of such values.
+    names the middle of an instruction that recursion found, and is none of three in a row that do: tables of
+    places inside instructions (relocation records) are long runs of such values.
     """
     middle = np.zeros(values.size, np.bool_)
     for region in explorer.space.regions:
@@ -136,9 +136,12 @@ def _without_numbers(
         covered = np.frombuffer(explorer.covered[region.index], np.uint8)
         lengths = np.frombuffer(explorer.lengths[region.index], np.uint8)
         middle[inside] = (covered[offsets] > 0) & (lengths[offsets] == 0)
-    word = np.uint64(explorer.space.image.bits // 8)
-    alone = ~np.isin(places - word, places[middle]) & ~np.isin(places + word, places[middle])
-    kept: NDArray[np.uint64] = values[~(middle & alone)]
+    word = np.int64(explorer.space.image.bits // 8)
+    places = places.astype(np.int64)
+    before, after = (np.isin(places + step, places[middle]) for step in (-word, word))
+    before_that, after_that = (np.isin(places + step, places[middle]) for step in (-2 * word, 2 * word))
+    run = before & after | before & before_that | after & after_that
+    kept: NDArray[np.uint64] = values[~middle | run]
     return kept
 
 

@@ -263,12 +263,12 @@ def test_a_hypercall_page_far_from_the_code_is_called_by_nobody() -> None:
 def test_a_number_that_looks_like_an_address_is_no_target_but_a_table_of_them_is() -> None:
     """Where code lies at 1 MiB, a mask like 100003h names the middle of an instruction."""
     code = b"\xfa\x8b\x9e\x14\x02\x00\x00\xf4\xeb\xfd"  # cli ; mov ebx, [esi+214h] ; hlt ; jmp
-    places = [struct.pack("<I", BASE + offset) for offset in (3, 1, 4, 5)]
+    places = [struct.pack("<I", BASE + offset) for offset in (3, 1, 4, 5, 6)]
     alone = code.ljust(16, b"\x90") + bytes(16) + places[0] + bytes(12) + places[1] + bytes(16)
-    run = code.ljust(16, b"\x90") + bytes(16) + places[2] + places[3] + bytes(16)
+    run = code.ljust(16, b"\x90") + bytes(16) + b"".join(places[2:]) + bytes(16)
     codemap = scan_image(
         sectioned_image([(".text", code, True), (".data", alone[len(code) :], False)])
     ).codemap
     assert not codemap.is_target(BASE + 3) and codemap.is_target(BASE + 1)
     codemap = scan_image(sectioned_image([(".text", code, True), (".data", run[len(code) :], False)])).codemap
-    assert codemap.is_target(BASE + 4) and codemap.is_target(BASE + 5)
+    assert all(codemap.is_target(BASE + offset) for offset in (4, 5, 6))
