@@ -11,6 +11,7 @@ from runtime.backends.xen.ring1.resident import (
     resident,
 )
 from runtime.outcome import Outcome
+from tests.backends.images import DATA, run_text
 from tests.backends.test_patched_guests import run, sample
 
 PAGE = 4096
@@ -36,3 +37,10 @@ def test_hypercalls_are_counted_for_the_call_that_makes_them() -> None:
     assert caller_of(labels["alarm_set"] + 3) == "alarm_set"
     assert caller_of(HOLE - 1) is None
     assert caller_of(HOLE + CODE_PAGES * PAGE) is None
+
+
+def test_a_patched_native_guest_is_not_told_of_xen() -> None:
+    """GRUB for PVH takes the signature for leave to use a hypercall page, which native guests have not."""
+    text = "mov esp, 0x9000\nmov eax, 0x40000000\nmov ecx, 0\ncall slot_cpuid\n"
+    text += "or eax, ebx\nor eax, ecx\nor eax, edx\nadd eax, 5\nmov [DATA], eax\nhlt\n"
+    assert run_text(text, "xen", patched=True).dword(DATA) == 5

@@ -152,6 +152,13 @@ def test_hidden_features_are_hidden() -> None:
     assert kept(ran, 1) & (1 << 3 | 1 << 26) == 0
 
 
+def test_a_native_guest_is_not_told_of_xen() -> None:
+    """What the leaves announce, a page of hypercalls among it, is for kernels that speak to Xen themselves."""
+    text = "mov eax, 0x40000000\nmov ecx, 0\ncall slot_cpuid\n"
+    ran = run(text + keep("rax", "rbx", "rcx", "rdx"))
+    assert [kept(ran, index) for index in range(4)] == [0, 0, 0, 0]
+
+
 def test_what_works_here_is_announced() -> None:
     """GNU Mach takes a missing SEP for a CPU without SYSCALL; PSE and PGE are for the shadow to offer."""
     ran = run("mov eax, 1\ncall slot_cpuid\n" + keep("rdx", "rcx"))

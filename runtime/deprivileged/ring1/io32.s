@@ -86,7 +86,8 @@ out8_go:
   out dx, al
   retf
 
-# CPUID runs natively; leaving out what a kernel at privilege 1 has not is up to us.
+# CPUID runs natively; leaving out what a kernel at privilege 1 has not is up to us. So are the leaves of
+# the hypervisor (40......): what they announce is for kernels that speak to it themselves.
 .routine cpuid
   pushfd
   push eax
@@ -99,6 +100,8 @@ out8_go:
   je cpuid_state
   cmp dword ptr [esp], 0x80000001
   je cpuid_extended
+  cmp byte ptr [esp+3], 0x40
+  je cpuid_state
 cpuid_out:
   lea esp, [esp+4]
   popfd

@@ -11,6 +11,8 @@
   je cpuid_seven
   cmp dword ptr [rsp], 13
   je cpuid_state
+  cmp byte ptr [rsp+3], 0x40
+  je cpuid_state
 cpuid_out:
   lea rsp, [rsp+8]
   popfq
