@@ -153,7 +153,7 @@ def test_hidden_features_are_hidden() -> None:
 
 
 def test_a_native_guest_is_not_told_of_xen() -> None:
-    """What the leaves announce, a page of hypercalls among it, is for kernels that speak to Xen themselves."""
+    """What the leaves announce, such as a page of hypercalls, is for kernels that speak to Xen themselves."""
     text = "mov eax, 0x40000000\nmov ecx, 0\ncall slot_cpuid\n"
     ran = run(text + keep("rax", "rbx", "rcx", "rdx"))
     assert [kept(ran, index) for index in range(4)] == [0, 0, 0, 0]
