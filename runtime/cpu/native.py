@@ -15,6 +15,7 @@ from typing import Any
 
 from pvpatch.abi.errors import PvpatchError
 from runtime.cpu.assemble import assemble64
+from runtime.cpu.inline_count import first_run_source, shorter_sequence
 from runtime.cpu.layout import CpuState
 from runtime.cpu.walker_code import FLUSH_TLB, walker_source
 
@@ -152,6 +153,7 @@ look:
     je resume
 stop:
     mov qword ptr [rcx + {_FIELD["stopped"]}], 1
+    mov rdi, qword ptr [rcx + {_FIELD["engine"]}]
     push rdi
     call qword ptr [rcx + {_FIELD["emu_stop"]}]
     pop rdi
@@ -174,7 +176,6 @@ descriptors_read:
     add rsp, 8
     pop rcx
     pop rax
-    mov rdi, qword ptr [rcx + {_FIELD["engine"]}]
     mov r8, qword ptr [rcx + {_FIELD["force"]}]
     or r8, qword ptr [rcx + {_FIELD["waiting"]}]
     or r8, qword ptr [rcx + {_FIELD["blocks_left"]}]
@@ -186,33 +187,6 @@ descriptors_read:
     ret
 """
 
-# as `block`, at a block's first run: later runs call `block` itself and jump over the emulator's check
-_FIRST = """
-    mov rax, qword ptr [rsp]
-    cmp byte ptr [rax - 5], 0xe8
-    jne plain
-    cmp word ptr [rax], 0xbf48
-    jne plain
-    cmp qword ptr [rax + 2], rdi
-    jne plain
-    cmp dword ptr [rax + 9], 0xe8f63300
-    jne plain
-    movsxd r8, dword ptr [rax + 13]
-    lea r8, [rax + r8 + 17]
-    movabs r9, STOP_CHECK
-    cmp r8, r9
-    jne plain
-    movabs r8, BLOCK
-    sub r8, rax
-    movsxd r9, r8d
-    cmp r8, r9
-    jne plain
-    mov dword ptr [rax - 4], r8d
-    mov word ptr [rax], 0x0feb
-plain:
-    movabs rax, BLOCK
-    jmp rax
-"""
 # void code(uc, u64 address, u32 size, void (*callback)(uc, u64 address, u32 size, void *))
 _ARRIVED = f"""
     push rdi
@@ -301,7 +275,8 @@ class NativeCode:
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._used = 0
         block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
-        self.block = self._place(_FIRST.replace("STOP_CHECK", hex(stop_check)).replace("BLOCK", hex(block)))
+        sequence = self._place_code(shorter_sequence(_FIELD))
+        self.block = self._place(first_run_source(_FIELD, sequence, block, stop_check, BLOCK_UNITS))
         self.arrived = self._place(_ARRIVED.replace("STOP_CHECK", hex(stop_check)))
         self.stop_here = self._place(_STOP_HERE.replace("STOP_CHECK", hex(stop_check)))
         self.rdtsc = self._place(_RDTSC + _ONE)
@@ -314,7 +289,9 @@ class NativeCode:
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)
 
     def _place(self, text: str) -> int:
-        code = assemble64(text)
+        return self._place_code(assemble64(text))
+
+    def _place_code(self, code: bytes) -> int:
         address = self._base + self._used
         ctypes.memmove(address, code, len(code))
         self._used += (len(code) + 15) & ~15
