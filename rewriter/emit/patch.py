@@ -221,6 +221,8 @@ def stub_entries(image: Image) -> tuple[EntryPoint, ...]:
         raise ImageError("the ELF entry point is 64-bit code", hint="multiboot and PVH enter in 32-bit code")
     if not entries:
         raise ImageError("the image has no entry that the patch could go through")
+    if not any(image.executable_segments()):
+        raise ImageError("no segment of the image is executable", hint="there is no code to patch")
     return entries
 
 

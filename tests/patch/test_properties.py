@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
 from pvpatch.diffing import compare_files
+from rewriter.emit.patch import stub_entries
 from rewriter.emit.produce import patch_image
 from rewriter.image import parse_image
 from rewriter.manifest import explain, read_manifest
@@ -128,6 +130,14 @@ def test_a_patched_image_is_not_patched_again(subject: str, patch_of: Patches) -
     _, produced = patch_of(subject)
     with pytest.raises(ImageError, match="already patched"):
         patch_image(parse_image(produced.file, Path("patched")))
+
+
+def test_an_image_without_executable_segments_is_refused_in_words(patch_of: Patches) -> None:
+    """memtest86.elf of memtest86 4: one segment, readable and writable."""
+    image, _ = patch_of("native-i386")
+    inert = replace(image, segments=tuple(replace(part, executable=False) for part in image.segments))
+    with pytest.raises(ImageError, match="no segment of the image is executable"):
+        stub_entries(inert)
 
 
 def test_an_unpatched_image_is_not_reverted(subject: str, patch_of: Patches) -> None:
