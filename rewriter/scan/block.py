@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
+from iced_x86 import Decoder, FlowControl, Instruction, MemorySizeExt, Mnemonic, OpKind, Register
 
 from rewriter.decode.classification import class_by_code, codes_matching
 from rewriter.scan.descriptor_data import DataRanges
@@ -244,6 +244,19 @@ class BlockDecoder:
         if target is not None:
             block.references.append(target)
 
+    def _far_pointer(self, block: Block, instruction: Instruction) -> None:
+        """A far transfer through a pointer that the file holds leads where the pointer says."""
+        if not (instruction.is_jmp_far_indirect or instruction.is_call_far_indirect):
+            return
+        fixed = instruction.memory_base == Register.NONE and instruction.memory_index == Register.NONE
+        if not (fixed or instruction.is_ip_rel_memory_operand):
+            return
+        size = MemorySizeExt.size(instruction.memory_size)
+        raw = self.space.read_static(instruction.memory_displacement, size)
+        target = self.space.resolve(int.from_bytes(raw[:-2], "little")) if raw else None
+        if raw and target is not None:
+            block.edges.append(Edge(target, "far", int.from_bytes(raw[-2:], "little")))
+
     def _flow(self, block: Block, instruction: Instruction, address: int) -> bool:
         """Record the edges of a control transfer; True when the block ends here."""
         flow = instruction.flow_control
@@ -279,6 +292,7 @@ class BlockDecoder:
             if instruction.is_call_far:
                 block.edges.append(Edge(following, "after_call"))
             return True
+        self._far_pointer(block, instruction)
         if flow == FlowControl.INDIRECT_BRANCH:
             if not instruction.is_jmp_far_indirect:
                 block.indirect = address
@@ -290,5 +304,8 @@ class BlockDecoder:
             return True
         if flow == FlowControl.INTERRUPT and instruction.mnemonic == Mnemonic.INT3:
             block.plausible = False
+            block.edges.append(
+                Edge(following, "after_call")
+            )  # a breakpoint, or filling that is never reached
             return True
         return flow in _ENDING

@@ -248,8 +248,8 @@ class Explorer:
         index = bisect_right(starts, address) - 1
         return index >= 0 and address < ends[index]
 
-    def on_boundary(self, region: Region, address: int, width: int) -> bool:
-        """Whether the bytes before agree that an instruction begins here.
+    def on_boundary(self, region: Region, address: int, width: int, *, aligned: bool = True) -> bool:
+        """Whether the bytes before agree that an instruction begins here (or, with `aligned`, the address).
 
         Decoding from any place falls into step with the real instructions soon, so most walks that
         start some way before a real boundary arrive at it, and hardly any at the middle of one.
@@ -258,7 +258,7 @@ class Explorer:
         offset = address - region.vaddr
         code = self.space.image.payload
         before = code[region.file_offset + offset - 1] if offset else 0xC3
-        if before in _BEHIND_CODE or address % 16 == 0 or offset < VOTE_FAR:
+        if before in _BEHIND_CODE or (aligned and address % 16 == 0) or offset < VOTE_FAR:
             return True
         lengths = self._dense(region, width)
         arrived = 0

@@ -71,7 +71,10 @@ def _gaps(covered: ByteArray) -> list[tuple[int, int]]:
 
 
 def guess_gaps(explorer: Explorer, width: int) -> int:
-    """Try the starts of gaps, behind padding and at 16-byte boundaries; return how many were code."""
+    """Try the starts of gaps, behind padding and at 16-byte boundaries; return how many were code.
+
+    A boundary in the middle of a gap counts only if the bytes before agree that an instruction begins there.
+    """
     found = 0
     for region in explorer.space.regions:
         found += _guess_region(explorer, region, width)
@@ -86,16 +89,20 @@ def _guess_region(explorer: Explorer, region: Region, width: int) -> int:
     found = tries = 0
     for start, end in _gaps(covered.copy()):
         at = padding_end(code, start, end)
+        blind = False
         while at < end and tries < MAX_TRIES and not explorer.exhausted:
             tries += 1
             if not explorer.near_code(region.vaddr + at):
                 break
-            if explorer.guess(region.vaddr + at, width):
+            doubtful = blind and not explorer.on_boundary(region, region.vaddr + at, width, aligned=False)
+            if not doubtful and explorer.guess(region.vaddr + at, width):
                 found += 1
+                blind = False
                 at = _next_uncovered(explorer.covered[region.index], at, end)
                 at = padding_end(code, at, end)
             elif region.section:
                 at = (at | 15) + 1
+                blind = True
             else:
                 break
     return found

@@ -272,3 +272,30 @@ def test_a_number_that_looks_like_an_address_is_no_target_but_a_table_of_them_is
     assert not codemap.is_target(BASE + 3) and codemap.is_target(BASE + 1)
     codemap = scan_image(sectioned_image([(".text", code, True), (".data", run[len(code) :], False)])).codemap
     assert all(codemap.is_target(BASE + offset) for offset in (4, 5, 6))
+
+
+def test_code_goes_on_behind_a_breakpoint() -> None:
+    code = b"\xfa\xcc\xce\x9c\x5b\xfb\xf4\xeb\xfd"  # cli ; int3 ; into ; pushfd ; pop ebx ; sti ; hlt ; jmp
+    found = {kind for _, kind, _ in kinds(scan_image(sectioned_image([(".text", code, True)])))}
+    assert found >= {"cli", "pushf", "sti", "hlt"}
+
+
+def test_a_gap_is_not_entered_in_the_middle_of_an_instruction() -> None:
+    """What no branch reaches is tried at 16-byte boundaries, but not where the bytes before disagree."""
+    hidden = b"\xce" + b"\xb8\x01\xfa\xfb\xf4" * 12 + b"\xc3"  # into ; mov eax, ... ; ret
+    code = b"\x40" * 61 + b"\xf4\xeb\xfd" + hidden
+    assert kinds(scan_image(sectioned_image([(".text", code, True)]))) == [(61, "hlt", 32)]
+
+
+def test_a_far_call_through_a_stored_pointer_is_followed() -> None:
+    code = b"\x0f\x01\x15" + struct.pack("<I", BASE + 0x40)  # lgdt [...]
+    code += b"\x2e\xff\x1d" + struct.pack("<I", BASE + 0x20) + b"\xf4\xeb\xfd"  # lcall cs:[...] ; hlt ; jmp
+    code = code.ljust(0x20, b"\xcc") + struct.pack("<IH", BASE + 0x30, 8)
+    code = code.ljust(0x30, b"\xcc") + b"\xfa\xca\x04\x00"  # cli ; lret 4
+    code = code.ljust(0x40, b"\xcc") + struct.pack("<HIH", 15, BASE + 0x48, 0)
+    code += struct.pack("<QQ", 0, 0x00CF_9A00_0000_FFFF)
+    assert kinds(scan_image(flat_image(code)))[2:] == [
+        (14, "hlt", 32),
+        (0x30, "cli", 32),
+        (0x31, "far_return", 32),
+    ]
