@@ -106,6 +106,8 @@ class VCpu:
         self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
         self.handle = self.uc._uch
         self.state: CpuState = locate_state(self.uc)
+        self.registers: memoryview[int] = memoryview(self.state.gpr).cast("B").cast("Q")
+        """`state.gpr`, several times quicker to read and write."""
         self.native = NativeCode(engine_facts().check)
         self.control = ControlBlock()
         self.failure: BaseException | None = None

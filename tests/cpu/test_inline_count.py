@@ -33,5 +33,5 @@ def test_time_and_blocks_are_counted_alike(width: int, monkeypatch: pytest.Monke
     monkeypatch.setattr(inline_count, "_ADDRESS_LOADS", ())
     called = World(width, LOOP).run()
     assert world.vector == called.vector == 6
-    assert world.result.stats["guest_blocks"] == called.result.stats["guest_blocks"] > 1000
+    assert world.result.stats["guest_blocks"] == called.result.stats["guest_blocks"]
     assert world.result.guest_ns == called.result.guest_ns

@@ -252,33 +252,33 @@ class XenHypervisor(Hypervisor):
         return True
 
     def _hypercall64(self) -> None:
-        state = self.machine.cpu.state
-        gpr = state.gpr
+        cpu = self.machine.cpu
+        gpr = cpu.registers
         number = self._begin()
         if number == IRET:
             self._guarded(self.traps.iret)
         else:
             registers = (fl.RDI, fl.RSI, fl.RDX, 10, 8, 9)
-            result = self._carry_out(number, [int(gpr[i]) for i in registers])
-            gpr[fl.RCX], gpr[11] = state.rip, self.machine.cpu.rflags
+            result = self._carry_out(number, [gpr[i] for i in registers])
+            gpr[fl.RCX], gpr[11] = cpu.state.rip, cpu.rflags
             self._answer(result, registers, FAST_CALL_LENGTH, (1 << 64) - 1)
         self._finish()
 
     def _hypercall32(self) -> None:
-        gpr = self.machine.cpu.state.gpr
+        gpr = self.machine.cpu.registers
         number = self._begin()
         if number == IRET:
             self._guarded(self.traps.iret)
         else:
             registers = (fl.RBX, fl.RCX, fl.RDX, fl.RSI, fl.RDI, fl.RBP)
-            result = self._carry_out(number, [int(gpr[i]) & 0xFFFFFFFF for i in registers])
+            result = self._carry_out(number, [gpr[i] & 0xFFFFFFFF for i in registers])
             self._answer(result, registers, INT_LENGTH, 0xFFFFFFFF)
         self._finish()
 
     def _begin(self) -> int:
         """Count a hypercall; its number."""
         machine = self.machine
-        number = int(machine.cpu.state.gpr[fl.RAX]) & 0xFFFFFFFF
+        number = machine.cpu.registers[fl.RAX] & 0xFFFFFFFF
         machine.stats.exits[EXITS.get(number, "hypercall unknown number")] += 1
         if machine.tracer is not None:
             name = HYPERCALLS.get(number, "unknown number")
@@ -295,13 +295,13 @@ class XenHypervisor(Hypervisor):
 
     def _answer(self, result: int | Continue, registers: Sequence[int], length: int, mask: int) -> None:
         """Give the result, or have the guest make the call again with what is left to do."""
-        state = self.machine.cpu.state
+        cpu = self.machine.cpu
         if isinstance(result, Continue):
             for register, value in zip(registers, result.arguments, strict=False):
-                state.gpr[register] = value & mask
-            state.rip -= length
+                cpu.registers[register] = value & mask
+            cpu.state.rip -= length
         else:
-            state.gpr[fl.RAX] = result & mask
+            cpu.registers[fl.RAX] = result & mask
 
     def _finish(self) -> None:
         """Charge the hypercall; what it may have left to do: shut down, sleep, an NMI, a moved vcpu_info."""
