@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 from rewriter.image import Image
+from rewriter.image.multiboot import find_multiboot
 from rewriter.scan.block import Edge
 from rewriter.scan.descriptor_data import DataRanges, descriptor_data
 from rewriter.scan.explore import Explorer, Start
@@ -45,14 +46,23 @@ class Recursion:
 
         What they load as descriptor tables is data; if it was taken for code, all begins again.
         """
-        data = DataRanges()
+        headers = list(self._boot_headers())
+        data = DataRanges(headers)
         for _ in range(_ATTEMPTS):
             self._begin(data)
             self._follow_entries()
-            data = descriptor_data(self.space, self.explorer.gdt_pointers, self.explorer.idt_pointers)
+            tables = descriptor_data(self.space, self.explorer.gdt_pointers, self.explorer.idt_pointers)
+            data = DataRanges((*headers, *tables.ranges))
             if not self.explorer.holds_code(data.ranges):
                 break
         self.explorer.decoder.data = data
+
+    def _boot_headers(self) -> Iterable[tuple[int, int]]:
+        """Multiboot headers, which kernels like to keep in their code: magic, flags, checksum at least."""
+        for header in find_multiboot(self.image.payload):
+            start = self.image.vaddr_of_offset(header.offset)
+            if start is not None:
+                yield start, start + 12
 
     def _follow_entries(self) -> None:
         starts = [Start(entry.address, entry.width) for entry in self.image.entries if entry.width in _WIDTHS]

@@ -299,3 +299,12 @@ def test_a_far_call_through_a_stored_pointer_is_followed() -> None:
         (0x30, "cli", 32),
         (0x31, "far_return", 32),
     ]
+
+
+def test_a_multiboot_header_in_the_code_is_data() -> None:
+    """Its checksum ends in E4: with CLI behind it, that reads IN AL, 0FAh."""
+    header = struct.pack("<III", 0x1BADB002, 0, -0x1BADB002 & 0xFFFF_FFFF)
+    code = header + b"\xfa\xf4\xeb\xfd"
+    image = sectioned_image([(".text", code, True)])
+    moved = replace(image, entries=(replace(image.entries[0], address=BASE + 12),))
+    assert kinds(scan_image(moved)) == [(12, "cli", 32), (13, "hlt", 32)]
