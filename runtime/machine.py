@@ -30,6 +30,7 @@ from runtime.cpu.watch import Site, Watcher
 from runtime.crash import crash_report
 from runtime.devices import build_platform
 from runtime.memory import GuestMemory
+from runtime.memory.paging import ERROR_PRESENT
 from runtime.outcome import CrashReport, Outcome, RunResult
 from runtime.stats import Stats
 from runtime.trace import Tracer
@@ -323,7 +324,7 @@ class Machine:
     def exception(self, vector: int, error_code: int, software: bool) -> None:
         """From the CPU: see `CpuEvents.exception`."""
         if software:
-            event = software_interrupt(vector, self.linear.try_read(self._code_address(-1), 1))
+            event = software_interrupt(vector, lambda: self.linear.try_read(self._code_address(-1), 1))
         else:
             event = Event(vector, error_code)
         self.stats.exceptions[vector] += 1
@@ -332,7 +333,7 @@ class Machine:
 
     def page_fault(self, address: int, error_code: int) -> None:
         """From the CPU: see `CpuEvents.page_fault`."""
-        if self.cpu.cpl == _USER and self._by_itself(address):
+        if error_code & ERROR_PRESENT and self.cpu.cpl == _USER and self._by_itself(address):
             return
         self.cpu.state.cr[2] = address
         self.exception(fl.PAGE_FAULT, error_code, False)

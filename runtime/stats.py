@@ -29,6 +29,12 @@ class Stats:
         if len(self.missed_sites) < _SITES_KEPT:
             self.missed_sites.setdefault(address, mnemonic)
 
+    def take_back(self, vector: int) -> None:
+        """An exception that was counted is none of the guest's after all."""
+        self.exceptions[vector] -= 1
+        if not self.exceptions[vector]:
+            del self.exceptions[vector]
+
     def document(
         self, run: dict[str, Any], calls: dict[str, dict[str, int]], own: dict[str, int]
     ) -> dict[str, Any]:

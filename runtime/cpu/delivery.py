@@ -8,6 +8,7 @@ down (Intel SDM vol. 3, sections 6.12 to 6.15).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runtime.cpu import flags as fl
@@ -85,9 +86,12 @@ class _Gate:
     ist: int
 
 
-def software_interrupt(vector: int, before: bytes) -> Event:
-    """INT n, INT3 or INTO; `before` is the byte in front of the saved RIP, which tells them apart."""
-    one_byte = (vector == fl.BP and before == b"\xcc") or (vector == fl.OV and before == b"\xce")
+_ONE_BYTE = {fl.BP: b"\xcc", fl.OV: b"\xce"}
+
+
+def software_interrupt(vector: int, before: Callable[[], bytes]) -> Event:
+    """INT n, INT3 or INTO; `before` reads the byte in front of the saved RIP, which tells them apart."""
+    one_byte = vector in _ONE_BYTE and before() == _ONE_BYTE[vector]
     return Event(vector, software=True, length=1 if one_byte else 2)
 
 

@@ -10,7 +10,6 @@ them. A far jump comes back there too, as its slot is given that place in the ne
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
@@ -140,8 +139,7 @@ class Cells:
         machine = self._machine
         machine.clock.spend_ns(EXCEPTION_COST_NS)
         machine.stats.exits["cell_return" if back else "cell"] += 1
-        machine.stats.exceptions[vector] -= 1
-        machine.stats.exceptions += Counter()  # drops what came to nothing
+        machine.stats.take_back(vector)
 
     def _give(self, fault: PageFault) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -116,9 +115,7 @@ class LguestHypervisor(Hypervisor):
         except PvpatchError as problem:
             self.machine.crash(problem.message)
         if self.model.delivered == before:
-            seen = self.machine.stats.exceptions
-            seen[event.vector] -= 1
-            seen += Counter()  # drops what came to nothing
+            self.machine.stats.take_back(event.vector)
         return True
 
     def _privileged(self, insn: iced_x86.Instruction, linear: int) -> bool:

@@ -47,6 +47,8 @@ class _Cache:
         self.used: list[int] = []
         self.host_paths: dict[tuple[int, int], int] = {}
         """(level shift, linear >> shift) to a table that holds pages of Xen's own."""
+        self.own: dict[int, bytes] = {}
+        """Those tables with nothing else in them, by physical address; empty until they are wanted."""
 
 
 class ShadowMmu(ShadowTables):
@@ -194,6 +196,7 @@ class ShadowMmu(ShadowTables):
             self._place(self._user, linear, entry)
 
     def _place(self, cache: _Cache, linear: int, entry: int) -> None:
+        cache.own.clear()
         table = cache.top
         for shift in _SHIFTS:
             key = (shift, linear >> shift)
@@ -226,6 +229,14 @@ class ShadowMmu(ShadowTables):
 
     def _rebuild(self, cache: _Cache) -> None:
         """Leave only the entries that lead to Xen's own pages."""
+        if not cache.own:
+            tables = self._strip(cache)
+            cache.own = {table: bytes(self._view[table : table + PAGE]) for table in tables}
+        for table, content in cache.own.items():
+            self._view[table : table + PAGE] = content
+
+    def _strip(self, cache: _Cache) -> list[int]:
+        """Take the guest's entries out of the tables that Xen's pages need; their physical addresses."""
         tables = {cache.top: 39}
         tables |= {table: {39: 30, 30: 21, 21: 12}[shift] for (shift, _), table in cache.host_paths.items()}
         kept = set(cache.host_paths.values())
@@ -237,6 +248,7 @@ class ShadowMmu(ShadowTables):
             for index, word in enumerate(words):
                 if word and word & FRAME not in kept:
                     self._words[(table >> 3) + index] = 0
+        return list(tables)
 
     def _clear_guest_leaves(self, table: int, cache: _Cache) -> None:
         """A lowest table that Xen's pages share with the guest's."""
