@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from pvpatch.abi.forms import match_form, mnemonic_names
 from pvpatch.abi.spec import load_spec
-from rewriter.decode.forms import match_form, mnemonic_names
 from rewriter.emit.binding import Refused, bind
 from rewriter.emit.marshal import refusal, spares_stack
 from rewriter.emit.reach import Reach

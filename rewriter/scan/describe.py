@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from iced_x86 import Formatter, FormatterSyntax, Instruction, Mnemonic
 
+from pvpatch.abi.forms import mnemonic_names
 from rewriter.decode import InstructionClass, match_form
-from rewriter.decode.forms import mnemonic_names
 from rewriter.image import Image
 from rewriter.scan.codemap import CodeMap
 from rewriter.scan.document import Site

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from iced_x86 import Code, Instruction, Mnemonic, OpKind, Register
 
-from rewriter.decode.forms import register_names
+from pvpatch.abi.forms import register_names
 from rewriter.image import Image
 from rewriter.scan.block import BlockDecoder
 from rewriter.scan.describe import SiteDescriber

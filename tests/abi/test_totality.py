@@ -11,9 +11,9 @@ from typing import Any
 import iced_x86
 import pytest
 
+from pvpatch.abi.forms import match_form
 from pvpatch.abi.mappings import INTERFACES, load_mapping
 from pvpatch.abi.spec import load_spec
-from rewriter.decode.forms import match_form
 
 HERE = Path(__file__).parent
 

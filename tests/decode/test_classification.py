@@ -7,10 +7,10 @@ import random
 import pytest
 from iced_x86 import Code, Decoder, Encoder, OpCodeInfo
 
+from pvpatch.abi.forms import mnemonic_names
 from pvpatch.abi.spec import load_spec
 from rewriter.decode import class_by_code, instruction_classes, match_form
 from rewriter.decode.crosscheck import second_opinion
-from rewriter.decode.forms import mnemonic_names
 
 NAMES = {value: name for name, value in vars(Code).items() if name.isupper() and isinstance(value, int)}
 

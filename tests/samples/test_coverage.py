@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pvpatch.abi.forms import match_form, mnemonic_names
 from pvpatch.abi.spec import Form, load_spec
-from rewriter.decode.forms import match_form, mnemonic_names
 from tests.samples.images import instructions
 
 NOT_USED = {
