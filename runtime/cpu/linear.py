@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime.cpu.vcpu import VCpu
-from runtime.memory import Translation, translate
+from runtime.memory import PageFault, Translation, translate
 
 __all__ = ["LinearMemory"]
 
@@ -81,8 +81,6 @@ class LinearMemory:
 
     def try_read(self, linear: int, length: int) -> bytes:
         """As much as is mapped of `length` bytes, for reports; leaves accessed bits alone."""
-        from runtime.memory import PageFault
-
         out = b""
         for address, size in self._pieces(linear, length):
             try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
@@ -39,5 +37,5 @@ class ShadowView(LinearMemory):
             return Translation(physical, PAGE, writable=write, user=False, executable=True)
         found = self._shadow.walk(linear, write=write, user=user, fetch=fetch)
         if not self._guest.contains(found.physical):
-            return replace(found, physical=_OPEN_BUS | found.physical)
+            return found._replace(physical=_OPEN_BUS | found.physical)
         return found

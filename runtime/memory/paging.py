@@ -9,7 +9,7 @@ in machine code (`runtime.cpu.walker_code`).
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from runtime.memory.ram import MemoryRange
 
@@ -50,8 +50,7 @@ class PagingMode(enum.Enum):
     LEVELS4 = 4
 
 
-@dataclass(frozen=True)
-class Translation:
+class Translation(NamedTuple):
     """Where a linear address leads, and what may be done there."""
 
     physical: int

@@ -21,6 +21,7 @@ class MemoryRange:
     def __init__(self, view: memoryview, size: int) -> None:
         self.view = view
         self._size = size
+        self._words: memoryview[int] = view[: len(view) & ~7].cast("Q")
 
     @property
     def size(self) -> int:
@@ -53,6 +54,8 @@ class MemoryRange:
 
     def load_u64(self, address: int) -> int:
         """The little-endian 64-bit word at guest-physical `address`."""
+        if not address & 7 and 0 <= address <= self._size - 8:
+            return self._words[address >> 3]
         return int.from_bytes(self.load(address, 8), "little")
 
     def store_u32(self, address: int, value: int) -> None:

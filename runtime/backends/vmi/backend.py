@@ -108,7 +108,9 @@ class VmiHypervisor(Hypervisor):
 
     def on_invalid_opcode(self) -> bool:
         """VMCALL in the ROM is a call."""
-        if self.machine.linear.try_read(self.model.code_linear(), len(_VMCALL)) != _VMCALL:
+        at = self.model.code_linear()
+        known = self.model.active and at in self.model.text.exits
+        if not known and self.machine.linear.try_read(at, len(_VMCALL)) != _VMCALL:
             return False
         dealt_with = False
 
