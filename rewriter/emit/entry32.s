@@ -44,13 +44,20 @@ finish:
   mov ebp, [saved+24]
   jmp dword ptr [leave]
 
-# Multiboot 1: the map is copied into the buffer. mem_upper tells only of memory without holes
+# Multiboot 1: the map is copied into the buffer. mem_lower ends before a block in conventional
+# memory. mem_upper tells only of memory without holes
 # from 1 MiB on; it ends before the block now, unless the block lies below the image and more
 # memory lies above: then it stays, as the memory map rules and mem_upper would lose the most.
 multiboot1:
   mov ebp, ebx
   test dword ptr [ebp], 1
   jz no_upper
+  mov eax, RES_START
+  shr eax, 10
+  cmp [ebp+4], eax
+  jbe no_lower
+  mov [ebp+4], eax
+no_lower:
   mov ecx, [ebp+8]
   add ecx, 1024
   mov eax, RES_START

@@ -26,6 +26,7 @@ __all__ = ["PatchJob", "patch_payload", "stub_entries"]
 
 _PAGE = 4096
 _LOWEST = 2 << 20  # physical address below which firmware and old devices have their places
+_CONVENTIONAL = 0x90000  # physical address from which boot loaders and the BIOS keep data (Linux boot.rst)
 _ENTRY_SIZE = 5
 _STUB_PROTOCOLS = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh", "elf")
 
@@ -53,7 +54,7 @@ def patch_payload(
     image: Image, view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]
 ) -> PatchJob:
     """Patch the payload of an image; ImageError when it cannot carry the resident block."""
-    reach = Reach("absolute" if image.kind == "flat" else "relative")
+    reach = Reach("absolute" if _may_move(image) else "relative")
     if image.kind == "flat" and (reason := flat_writer.flat_reason(image)):
         raise ImageError(f"the image cannot be extended: {reason}")
     bound = bind_sites(view, reach, addresses, foreign)
@@ -79,6 +80,17 @@ def patch_payload(
     return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset)
 
 
+def _may_move(image: Image) -> bool:
+    """Whether the code may run somewhere else than where it is linked, away from the resident block.
+
+    Flat images do, and ELF images of type ET_DYN, which relocate themselves wherever they are. The block
+    is reached by physical addresses then; so an image that is linked at others must stay where it is.
+    """
+    if image.kind == "flat":
+        return True
+    return image.relocated is not None and all(item.vaddr == item.paddr for item in image.segments)
+
+
 # ---- what is asked of the resident block ----------------------------------------------------
 
 
@@ -88,7 +100,8 @@ def _build(
     """The block behind the image, or below it where there is room.
 
     Below is better: kernels take the memory behind their end for their first allocations, some
-    by numbers that the memory map does not change.
+    by numbers that the memory map does not change. For an ELF image in conventional memory it is
+    the top of that: boot loaders would fill a gap up to 2 MiB with all that the adapters have there.
     """
     end = max(segment.paddr + segment.mem_size for segment in image.segments)
     behind = -(-end // _PAGE) * _PAGE
@@ -99,6 +112,9 @@ def _build(
     delta = _main_delta(image)
     resident = build_resident(behind, delta, widths, requests, entries, 0)
     start = min(segment.paddr for segment in image.segments)
+    top = (_CONVENTIONAL - resident.memory_size) // _PAGE * _PAGE
+    if image.kind != "flat" and behind < top:
+        return build_resident(top, delta, widths, requests, entries, 0)
     below = (start - resident.memory_size) // _PAGE * _PAGE
     if image.kind == "flat" or below < _LOWEST:
         return resident

@@ -8,6 +8,7 @@ from pathlib import Path
 import lief
 
 from pvpatch.abi.errors import ImageError
+from rewriter.image.dynamic import relocated_words
 from rewriter.image.elf_guard import DAMAGED, ET_DYN, MAGIC, ElfHeader, check_elf
 from rewriter.image.model import EntryPoint, Image, Note, Protocol, Section, Segment, Symbol, Table
 from rewriter.image.multiboot import MultibootHeader, find_multiboot
@@ -90,6 +91,7 @@ def _image(data: bytes, path: Path, header: ElfHeader, binary: lief.ELF.Binary) 
         notes=notes,
         xen=xen,
         relocations=parse_relocation_tail(data, header.end, header.bits),
+        relocated=relocated_words(data, header, segments),
     )
 
 

@@ -216,6 +216,8 @@ class Image:
     xen: Mapping[str, int | str] = field(default_factory=dict, repr=False)
     setup_header: SetupHeader | None = None
     relocations: RelocationTail | None = field(default=None, repr=False)
+    relocated: frozenset[int] | None = field(default=None, repr=False)
+    """Addresses of the words that the image adjusts to where it runs; None: it runs where it is linked."""
 
     @cached_property
     def original(self) -> bytes:

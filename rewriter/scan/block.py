@@ -213,6 +213,11 @@ class BlockDecoder:
             block.plausible = False
             block.wrong_width = True
 
+    def _is_number(self, instruction: Instruction) -> bool:
+        """Whether what the instruction holds is no address: the image would have to relocate that."""
+        relocated = self.space.image.relocated
+        return relocated is not None and relocated.isdisjoint(range(instruction.ip, instruction.next_ip))
+
     def _collect(self, block: Block, instruction: Instruction) -> None:
         """Addresses that the instruction takes, for seeds and for targets."""
         for index in range(instruction.op_count):
@@ -227,7 +232,8 @@ class BlockDecoder:
                         block.based.append(instruction.memory_displacement & 0xFFFF_FFFF)
                     continue
                 if instruction.mnemonic == Mnemonic.LEA:
-                    self._reference(block, value)
+                    if instruction.is_ip_rel_memory_operand or not self._is_number(instruction):
+                        self._reference(block, value)
                 elif instruction.mnemonic in (Mnemonic.CALL, Mnemonic.JMP):
                     block.slots.append(value)
                 elif instruction.mnemonic == Mnemonic.LGDT:
@@ -236,7 +242,7 @@ class BlockDecoder:
                     block.idt_pointers.append(value)
             elif kind in _IMMEDIATE_KINDS:
                 value = instruction.immediate(index)
-                if value > 0xFFF:
+                if value > 0xFFF and not self._is_number(instruction):
                     self._reference(block, value & 0xFFFF_FFFF if block.width == 32 else value)
 
     def _reference(self, block: Block, value: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rewriter.decode.opcode_tables import ByteArray
 from rewriter.image import Image
-from rewriter.scan.codemap import FlowFacts, RegionMap
+from rewriter.scan.codemap import FlowFacts, RegionMap, Window
 from rewriter.scan.explore import Explorer
 from rewriter.scan.flow import sweep_flow
 from rewriter.scan.frames import function_frames
@@ -58,6 +58,7 @@ def compute_flow(
     """Everything that `CodeMap` answers beyond boundaries."""
     explorer = recursion.explorer
     windows, table_targets = patch_windows(image, space, tables)
+    windows += [Window(at, at + image.bits // 8, "relocation") for at in image.relocated or ()]
     indirect = _Targets(space)
     indirect.add_all(table_targets | set(explorer.references))
     for table in recursion.tables.values():

@@ -7,6 +7,8 @@ relocate themselves. The scans are conservative: what they return may be no poin
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,8 +49,13 @@ def _inside(values: Addresses, bounds: list[tuple[int, int]]) -> NDArray[np.bool
 
 
 def absolute_pointers(space: Space) -> tuple[Addresses, Addresses]:
-    """(where, value) of every pointer at a multiple of 4 that names an address in a code region."""
+    """(where, value) of every pointer at a multiple of 4 that names an address in a code region.
+
+    In an image that relocates itself only the words that it adjusts are pointers.
+    """
     image = space.image
+    if image.relocated is not None:
+        return _relocated_pointers(space, image.relocated)
     size = image.bits // 8
     kind = np.dtype(f"<u{size}")
     bounds = _bounds(space)
@@ -69,6 +76,18 @@ def absolute_pointers(space: Space) -> tuple[Addresses, Addresses]:
     if not found:
         return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
     return np.concatenate(places), np.concatenate(found)
+
+
+def _relocated_pointers(space: Space, relocated: Iterable[int]) -> tuple[Addresses, Addresses]:
+    """(where, value) of the words that the image relocates, so far as they name code."""
+    size = space.image.bits // 8
+    found: list[tuple[int, int]] = []
+    for place in sorted(relocated):
+        raw = space.read_static(place, size)
+        value = int.from_bytes(raw or b"", "little")
+        if raw is not None and space.find(value) is not None:
+            found.append((place, value))
+    return np.array([row[0] for row in found], np.uint64), np.array([row[1] for row in found], np.uint64)
 
 
 def relative_pointers(space: Space, skip: list[tuple[int, int]]) -> tuple[Addresses, Addresses]:

@@ -10,6 +10,7 @@ __all__ = ["foreign_sites", "view_of"]
 _EXCLUSIONS = {
     "alternative": "the kernel patches these bytes itself (alternatives)",
     "paravirt": "the kernel patches these bytes itself (paravirt call)",
+    "relocation": "the image adjusts these bytes to where it runs (relocation)",
     "ex_table": "the kernel looks this address up when it faults (exception table)",
 }
 

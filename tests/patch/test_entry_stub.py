@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -49,11 +50,16 @@ def expected(entries: Ranges) -> Ranges:
 
 
 def enter(
-    protocol: str, setup: dict[int, bytes], registers: dict[str, int], width: int = 32, restore: bytes = b""
+    protocol: str,
+    setup: dict[int, bytes],
+    registers: dict[str, int],
+    width: int = 32,
+    restore: bytes = b"",
+    reserve: tuple[int, int] = PLACE.reserve,
 ) -> unicorn.Uc:
     """Run the stub of a protocol until the image's own entry is reached."""
     point = EntryPoint(TARGET, TARGET, width, protocol)  # type: ignore[arg-type]
-    stub = assemble_stubs((Entry(point, restore),), PLACE)
+    stub = assemble_stubs((Entry(point, restore),), replace(PLACE, reserve=reserve))
     cpu = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64 if width == 64 else unicorn.UC_MODE_32)
     cpu.mem_map(0, 0x200000)
     cpu.mem_map(START, SIZE)
@@ -89,6 +95,14 @@ def test_multiboot1(entries: Ranges, upper: int) -> None:
     assert [row[1:] for row in rows] == expected(entries)
     (found,) = struct.unpack("<I", cpu.mem_read(INFO + 8, 4))
     assert found == min(upper, (START >> 10) - 1024)
+
+
+@pytest.mark.parametrize("lower", [256, 639])
+def test_lower_memory_ends_before_a_block_in_it(lower: int) -> None:
+    info = struct.pack("<3I", 1, lower, 4096).ljust(64, b"\0")
+    registers = {"EAX": 0x2BADB002, "EBX": INFO}
+    cpu = enter("multiboot1", {INFO: info}, registers, reserve=(0x86000, 0x90000))
+    assert struct.unpack("<II", cpu.mem_read(INFO + 4, 8)) == (min(lower, 0x218), 4096)
 
 
 @settings(max_examples=40, deadline=None)
