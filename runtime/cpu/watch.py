@@ -41,24 +41,29 @@ _OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
     "out": (b"\xe6", b"\xe7", b"\xee", b"\xef"),
     **dict.fromkeys(("insb", "insw", "insd"), (b"\x6c", b"\x6d")),
     **dict.fromkeys(("outsb", "outsw", "outsd"), (b"\x6e", b"\x6f")),
-    **dict.fromkeys(("mov cs", "mov ss"), (b"\x8c",)),
+    **dict.fromkeys(("mov es", "mov cs", "mov ss", "mov ds", "mov fs", "mov gs"), (b"\x8c",)),
+    "push es": (b"\x06",),
     "push cs": (b"\x0e",),
     "push ss": (b"\x16",),
+    "push ds": (b"\x1e",),
+    "push fs": (b"\x0f\xa0",),
+    "push gs": (b"\x0f\xa8",),
     "call far": (b"\x9a", b"\xff"),
 }
 """Bytes that code must contain to hold the instruction: most blocks need not be decoded at all."""
 
 
-_SHOWS_PRIVILEGE = {iced_x86.Register.CS: " cs", iced_x86.Register.SS: " ss"}
+_SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
+_READ_SEGMENTS = {getattr(iced_x86.Register, name.upper()): f" {name}" for name in _SEGMENTS}
 
 
 def _name_of(instruction: iced_x86.Instruction) -> str:
-    """The mnemonic; reads of CS and SS and far calls, which are sensitive, are told from their kin."""
+    """The mnemonic; reads of segment registers and far calls, some sensitive, are told from their kin."""
     name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
     if name == "mov":
-        return name + _SHOWS_PRIVILEGE.get(instruction.op1_register, "")
+        return name + _READ_SEGMENTS.get(instruction.op1_register, "")
     if name == "push":
-        return name + _SHOWS_PRIVILEGE.get(instruction.op0_register, "")
+        return name + _READ_SEGMENTS.get(instruction.op0_register, "")
     if name == "call" and (instruction.is_call_far or instruction.is_call_far_indirect):
         return "call far"
     return name

@@ -18,10 +18,10 @@ from iced_x86 import Decoder, Instruction
 
 from pvpatch.abi.errors import PvpatchError
 from pvpatch.abi.layout import Cell, slot_offset
-from pvpatch.abi.spec import SEGMENT_INDEX, Argument, Call, Form, load_spec
+from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form, load_spec
 from runtime.cpu import flags as fl
 from runtime.cpu.segments import load_cache, update_modes
-from runtime.deprivileged.formvalues import ROLES, FormValues, GuestBytes
+from runtime.deprivileged.formvalues import FormValues, GuestBytes, put_argument, result_value
 from runtime.machine import EXCEPTION_COST_NS
 from runtime.memory import PageFault
 
@@ -203,8 +203,7 @@ class Cells:
         machine, stack = self._machine, self._host.stack
         state = machine.cpu.state
         for item in call.args:
-            if item.stack_index is None:
-                self._load(item, arguments[item.name])
+            put_argument(machine.cpu, item, arguments[item.name])
         if stack.segment is not None:
             selector, attributes = stack.segment
             load_cache(machine.cpu, fl.SS, selector, 0, _WORD, attributes)
@@ -214,12 +213,6 @@ class Cells:
         machine.memory.whole.store(stack.physical - size, data)
         state.gpr[fl.RSP] = stack.pointer - size
         state.rip = slot
-
-    def _load(self, item: Argument, value: int) -> None:
-        """Put an argument into its register, or its pair."""
-        state = self._machine.cpu.state
-        for position, name in enumerate(item.registers(32)):
-            state.gpr[ROLES[name]] = value >> 32 * position & _WORD
 
     def _stack_segment(self) -> tuple[int, int, int, int]:
         segment = self._machine.cpu.state.segments[fl.SS]
@@ -233,7 +226,7 @@ class Cells:
         cpu = self._machine.cpu
         state = cpu.state
         call = load_spec().calls[cell.call]
-        results = {item.name: self._result(item) for item in call.results}
+        results = {item.name: result_value(cpu, item) for item in call.results}
         for index, value in enumerate(lent.gpr):
             state.gpr[index] = value
         if lent.stack_segment is not None and self._host.stack.segment is not None:
@@ -247,11 +240,6 @@ class Cells:
         targets = [(target, results[name]) for name, target in form.results] + list(lent.carried)
         for target, value in sorted(targets, key=lambda pair: pair[0].startswith("reg:")):
             lent.values.put(target, value)
-
-    def _result(self, item: Argument) -> int:
-        state = self._machine.cpu.state
-        parts = (int(state.gpr[ROLES[name]]) & _WORD for name in item.registers(32))
-        return sum(part << 32 * position for position, part in enumerate(parts))
 
 
 def _loads_stack_segment(call: Call, arguments: dict[str, int]) -> bool:

@@ -11,7 +11,6 @@ from pvpatch.abi.spec import load_spec
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
-from runtime.backends.lguest.missed import LguestSites
 from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
 from runtime.backends.lguest.resident import (
     BACKEND_ID,
@@ -23,6 +22,7 @@ from runtime.backends.lguest.resident import (
     RESIDENT_PAGES,
     call_page,
     caller_of,
+    place_of,
     resident,
     write_identity_table,
     write_resident,
@@ -34,8 +34,9 @@ from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
-from runtime.deprivileged.ring1.cellhost import RingOneCells
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
 from runtime.deprivileged.shadow import PAGE
+from runtime.memory import PageFault
 
 if TYPE_CHECKING:
     import iced_x86
@@ -62,14 +63,12 @@ class LguestHypervisor(Hypervisor):
         self.model = LguestModel(machine, build, placement)
         if self._patched:
             self.model.on_request = self._hypercall
-        sites = LguestSites(self.model)
-        self._missed = MissedSites(sites)
         self.model.on_privileged = self._privileged
         self._code = GuestCode(machine, (HOLE, HOLE + RESIDENT_PAGES * PAGE))
-        cells = RingOneCells(
-            sites, LENT_STACK, lambda fault: self.model.page_fault(fault.linear, fault.error_code)
-        )
-        self._cells = Cells(machine, cells, self._code.exited)
+        side = RingOneSide(place_of, LENT_STACK, build.kernel_data << 3)
+        host = RingOneHost(machine, side, self.model.view, self.model.space.physical, self._page_fault)
+        self._cells = Cells(machine, host, self._code.exited)
+        self._missed = MissedSites(machine, host)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -92,6 +91,7 @@ class LguestHypervisor(Hypervisor):
         write_identity_table(self.model.space.physical, base + IDENTITY_PAGE * PAGE)
         if self._patched:
             self._cells.install()
+            self._missed.install()
             write_resident(self.model.space.physical, base, entry)
             entry = replace(entry, rip=resident().labels[BOOT_ADDRESS_NAME])
         return self.model.start(entry, base + IDENTITY_PAGE * PAGE)
@@ -107,7 +107,7 @@ class LguestHypervisor(Hypervisor):
 
         The machine has counted an exception: what the guest never sees of it is taken back.
         """
-        if self._cells.answered(event):
+        if self._cells.answered(event) or self._missed.answered(event):
             return True
         before = self.model.delivered
         try:
@@ -129,8 +129,11 @@ class LguestHypervisor(Hypervisor):
         """An instruction that should have been rewritten runs in the kernel; port I/O in user mode faults."""
         if self.machine.cpu.cpl != _USER:
             self.machine.stats.miss(site.mnemonic, site.address)
-            return self._patched and site.mnemonic not in _PORTS and self._carry_out()
+            return self._patched and self._carry_out()
         return site.mnemonic in _PORTS and self.on_event(Event(fl.GP))
+
+    def _page_fault(self, fault: PageFault) -> None:
+        self.model.page_fault(fault.linear, fault.error_code)
 
     def _carry_out(self) -> bool:
         """What the patched form would have done. EIP is on the site."""

@@ -28,6 +28,7 @@ from runtime.boot import EntryState
 from runtime.boot.model import FlatSegment
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.missed import SELECTOR_FAULTS, uses_selector
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.devices.rtc import DEFAULT_EPOCH
@@ -54,7 +55,6 @@ _ALL_BLOCKED = 0xFFFF_FFFF
 _TSC_KHZ = 2_000_000
 _NS_PER_S = 1_000_000_000
 _USER = 3
-_FAR_RETURNS = frozenset({iced_x86.Mnemonic.RETF, iced_x86.Mnemonic.IRETD})
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class LguestModel:
             self._software(event.vector)
         elif event.vector == fl.PAGE_FAULT:
             self._page_fault(event.error_code)
-        elif event.vector == fl.GP and self._emulate(event.error_code):
+        elif event.vector in SELECTOR_FAULTS and self._emulate(event.vector, event.error_code):
             return
         else:
             self.reflect(event.vector, event.error_code)
@@ -230,8 +230,8 @@ class LguestModel:
         self.shared.write("cr2", linear)
         self.reflect(fl.PAGE_FAULT, error_code)
 
-    def _emulate(self, error_code: int) -> bool:
-        """#GP: a privileged instruction of the guest's kernel, perhaps."""
+    def _emulate(self, vector: int, error_code: int) -> bool:
+        """A privileged instruction of the guest's kernel, perhaps (#GP), or a selector that it may load."""
         cpu = self.machine.cpu
         if cpu.cpl == _USER:
             return False
@@ -239,8 +239,8 @@ class LguestModel:
         if insn is None:
             return False
         linear = self._linear()
-        if error_code:  # a selector was refused, perhaps for the privilege that the guest believes in
-            return insn.mnemonic in _FAR_RETURNS and self.on_privileged(insn, linear)
+        if error_code or vector != fl.GP:  # a selector, perhaps of the privilege that the guest believes in
+            return uses_selector(insn) and self.on_privileged(insn, linear)
         self.on_request(linear)
         return self.on_privileged(insn, linear) or self.launcher.emulate(insn)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from pvpatch.abi.errors import PvpatchError
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.vmi.calls.control import enter_sysenter
-from runtime.backends.vmi.missed import VmiSites
 from runtime.backends.vmi.model import HOST_PAGES, VmiModel
 from runtime.backends.vmi.resident import (
     BACKEND_ID,
     CODE_BIT,
     CODE_PAGES,
+    FLAT_DATA,
     HOLE,
     IDENTITY_PAGE,
     LENT_STACK,
@@ -21,6 +21,7 @@ from runtime.backends.vmi.resident import (
     boot_entry,
     call_page,
     caller_of,
+    place_of,
     write_identity_table,
     write_resident,
 )
@@ -32,8 +33,7 @@ from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
-from runtime.deprivileged.ring1.cellhost import RingOneCells
-from runtime.memory import PageFault
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
 
 if TYPE_CHECKING:
     import iced_x86
@@ -62,12 +62,12 @@ class VmiHypervisor(Hypervisor):
         self.model.on_privileged = self._privileged
         self._patched = machine.patched is not None
         self._knows_vmi = any(VROM_SIGNATURE in segment.data for segment in machine.image.segments)
-        sites = VmiSites(self.model)
-        self._missed = MissedSites(sites)
         self._entry: EntryState | None = None
         self._code = GuestCode(machine, (self.model.known.virtual_top, 1 << 32))
-        cells = RingOneCells(sites, LENT_STACK, self.model.page_fault)
-        self._cells = Cells(machine, cells, self._code.exited)
+        side = RingOneSide(place_of, LENT_STACK, FLAT_DATA)
+        host = RingOneHost(machine, side, self.model.view, self.model.guest, self.model.page_fault)
+        self._cells = Cells(machine, host, self._code.exited)
+        self._missed = MissedSites(machine, host)
         if self._patched:
             self.model.on_call = self._called
 
@@ -83,6 +83,7 @@ class VmiHypervisor(Hypervisor):
         model.install_rom()
         if self._patched:
             self._cells.install()
+            self._missed.install()
             write_resident(model.guest, base, entry)
             model.map_resident(HOLE, RESIDENT_PAGES, CODE_PAGES)
             model.resident_code_bit = CODE_BIT
@@ -104,7 +105,9 @@ class VmiHypervisor(Hypervisor):
         """Before VMI_Init the machine is bare; afterwards everything traps to the hypervisor."""
         if not self.model.active:
             return False
-        return self._cells.answered(event) or self._guarded(lambda: self.model.trap(event))
+        if self._cells.answered(event) or self._missed.answered(event):
+            return True
+        return self._guarded(lambda: self.model.trap(event))
 
     def on_invalid_opcode(self) -> bool:
         """VMCALL in the ROM is a call."""
@@ -135,7 +138,7 @@ class VmiHypervisor(Hypervisor):
         name = mnemonic_name(insn)
         self.machine.stats.miss(name, linear)
         if self._patched:
-            return self._carry_out(insn)
+            return self._missed.carry_out(insn)
         if self._entry is None or self.machine.cpu.state.idt.limit:
             return False
         self.machine.crash(
@@ -149,15 +152,7 @@ class VmiHypervisor(Hypervisor):
             return False
         self.machine.stats.miss(site.mnemonic, site.address)
         insn = self.model.ports.decode() if self._patched else None
-        return insn is not None and self._carry_out(insn)
-
-    def _carry_out(self, insn: iced_x86.Instruction) -> bool:
-        """What the patched form would have done. EIP is on the site."""
-        try:
-            return self._missed.carry_out(insn)
-        except PageFault as fault:
-            self.model.page_fault(fault)
-            return True
+        return insn is not None and self._missed.carry_out(insn)
 
     def is_own_code(self, address: int) -> bool:
         """The ROM, the guest-side code beside it, and the call page."""

@@ -26,6 +26,7 @@ from runtime.backends.vmi.timers import CycleCounters
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import CpuFault, Deliverer, Event
 from runtime.deprivileged.instructions import PortInstructions
+from runtime.deprivileged.missed import SELECTOR_FAULTS, uses_selector
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.machine import Machine
@@ -49,7 +50,6 @@ _CR4_PAE = 1 << 5
 _CR4_FLUSHES = 1 << 4 | 1 << 5 | 1 << 7
 """PSE, PAE, PGE: a change ends all translations."""
 _USER = 3
-_FAR_RETURNS = (iced_x86.Mnemonic.RETF, iced_x86.Mnemonic.IRET, iced_x86.Mnemonic.IRETD)
 
 
 class VmiModel:
@@ -188,7 +188,7 @@ class VmiModel:
             self.deliver(event)
         elif event.vector == fl.PAGE_FAULT:
             self._page_fault(event.error_code)
-        elif event.vector != fl.GP or not self._emulate(event.error_code):
+        elif event.vector not in SELECTOR_FAULTS or not self._emulate(event.vector, event.error_code):
             self.deliver(event)
 
     def _page_fault(self, error_code: int) -> None:
@@ -207,14 +207,14 @@ class VmiModel:
         self.write_shared("cr2", fault.linear)
         self.deliver(Event(fl.PAGE_FAULT, fault.error_code))
 
-    def _emulate(self, error_code: int) -> bool:
+    def _emulate(self, vector: int, error_code: int) -> bool:
         """#GP: a port instruction is carried out, anything else stays a fault."""
         cpl = self.machine.cpu.cpl
         insn = self.ports.decode()
         if insn is None:
             return False
-        if error_code:  # a selector was refused, perhaps for the privilege that the guest believes in
-            wanted = cpl != _USER and insn.mnemonic in _FAR_RETURNS
+        if error_code or vector != fl.GP:  # a selector, perhaps of the privilege that the guest believes in
+            wanted = cpl != _USER and uses_selector(insn)
             return wanted and self.on_privileged(insn, self.code_linear())
         if cpl != _USER:
             if self.on_privileged(insn, self.code_linear()):

@@ -1,17 +1,19 @@
-"""Cells of a kernel at privilege 1: the stack of the code beside it, and code segments of its own table."""
+"""Cells and missed sites of a kernel at privilege 1: the stack of the code beside it, its segments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.cpu import flags as fl
+from runtime.cpu.linear import LinearMemory
 from runtime.cpu.segments import Descriptor
 from runtime.deprivileged.cells import CodeRange, LentStack
-from runtime.deprivileged.missed import SiteHost
 from runtime.deprivileged.ring1.guestside import HOLE
-from runtime.memory import PageFault
+from runtime.machine import Machine
+from runtime.memory import MemoryRange, PageFault
 
-__all__ = ["RingOneCells"]
+__all__ = ["RingOneHost", "RingOneSide"]
 
 _USER = 3
 _PRIVILEGE = 1
@@ -19,38 +21,56 @@ _FLAT = 0x00C0B300
 """Attributes of a flat writable data segment of privilege 1."""
 
 
-class RingOneCells:
-    """The `CellHost` of a guest whose missed sites `sites` serves.
+@dataclass(frozen=True)
+class RingOneSide:
+    """The code beside the guest: `place_of` says where its variables are and `lent_stack` is the end of the
+    stack to lend, from the start of the resident pages; `flat_data` is the selector of its data segment."""
 
-    `lent_stack` is the end of the stack to lend, from the start of the resident pages.
-    """
+    place_of: Callable[[str], int]
+    lent_stack: int
+    flat_data: int
 
-    def __init__(self, sites: SiteHost, lent_stack: int, page_fault: Callable[[PageFault], None]) -> None:
-        self._sites = sites
+
+class RingOneHost:
+    """The `CellHost` and `SiteHost` of a guest whose memory is `view`; the resident pages, in `pages`,
+    lie behind its RAM."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        side: RingOneSide,
+        view: LinearMemory,
+        pages: MemoryRange,
+        page_fault: Callable[[PageFault], None],
+    ) -> None:
+        self._machine = machine
+        self._side = side
+        self._view = view
+        self._pages = pages
         self._page_fault = page_fault
-        selector = sites.flat_selectors[1] | _PRIVILEGE
-        size = sites.machine.memory.size
-        self.stack = LentStack(size + lent_stack, HOLE + lent_stack, (selector, _FLAT))
+        selector = side.flat_data & ~3 | _PRIVILEGE
+        size = machine.memory.size
+        self.stack = LentStack(size + side.lent_stack, HOLE + side.lent_stack, (selector, _FLAT))
 
     @property
     def in_kernel(self) -> bool:
         """The guest's kernel runs, not its user mode."""
-        return self._sites.machine.cpu.cpl != _USER
+        return self._machine.cpu.cpl != _USER
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""
-        return self._sites.read_linear(linear, length)
+        return self._view.read(linear, length)
 
     def write_linear(self, linear: int, data: bytes) -> None:
         """Write guest memory. Raises `PageFault`."""
-        self._sites.write_linear(linear, data)
+        self._view.write(linear, data)
 
     def code_range(self, selector: int) -> CodeRange | None:
         """From the guest's GDT; selectors of an LDT cannot be loaded here. Raises `PageFault`."""
-        sites, index = self._sites, selector & 0xFFF8
-        if selector & 4 or not index or index + 7 > sites.load_variable("V_gdt_limit"):
+        index = selector & 0xFFF8
+        if selector & 4 or not index or index + 7 > self._variable("V_gdt_limit"):
             return None
-        raw = self.read_linear(sites.load_variable("V_gdt_base") + index & 0xFFFFFFFF, 8)
+        raw = self.read_linear(self._variable("V_gdt_base") + index & 0xFFFFFFFF, 8)
         found = Descriptor(int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"))
         if not found.is_code or not found.present or found.high & fl.DESC_LONG:
             return None
@@ -59,3 +79,6 @@ class RingOneCells:
     def page_fault(self, fault: PageFault) -> None:
         """Give the guest a page fault at the current EIP."""
         self._page_fault(fault)
+
+    def _variable(self, name: str) -> int:
+        return self._pages.load_u32(self._machine.memory.size + self._side.place_of(name))

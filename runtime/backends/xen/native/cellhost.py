@@ -1,4 +1,4 @@
-"""Cells in the 32-bit code of a native x86-64 kernel on Xen: all its segments are flat ones of Xen's."""
+"""Cells and missed sites of a native x86-64 kernel on Xen: all its segments are flat ones of Xen's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from runtime.memory import PageFault
 if TYPE_CHECKING:
     from runtime.backends.xen.native.model import TranslatedDomain
 
-__all__ = ["NativeCells"]
+__all__ = ["NativeHost"]
 
 _LENT_STACK = page_of("stack") + 2048
 """The lower half of the stack for entries from user mode: nothing lives on it while the kernel runs."""
 
 
-class NativeCells:
-    """The `CellHost` of one translated domain."""
+class NativeHost:
+    """The `CellHost` and `SiteHost` of one translated domain."""
 
     def __init__(self, model: TranslatedDomain) -> None:
         self._model = model

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.native.cellhost import NativeCells
-from runtime.backends.xen.native.missed import MissedSites, uses_selector
+from runtime.backends.xen.native.cellhost import NativeHost
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
@@ -28,7 +27,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
-from runtime.deprivileged.missed import SILENT
+from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
 from runtime.deprivileged.operands import decode_at, mnemonic_name
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ __all__ = ["NATIVE_HIDDEN", "NativeHypervisor"]
 
 NATIVE_HIDDEN = (RESIDENT_PAGES + HOST_PAGES) * PAGE_SIZE
 """Bytes above RAM that a native guest needs."""
+_SELECTOR_READS = frozenset(f"{insn} {name}" for insn in ("mov", "push") for name in ("es", "ds", "fs", "gs"))
+"""All of the kernel's selectors are virtual ones."""
 
 
 class NativeHypervisor(TranslatedDomain):
@@ -57,12 +58,13 @@ class NativeHypervisor(TranslatedDomain):
             console_page=page_of("console") // PAGE_SIZE,
             console_port=CONSOLE_PORT,
         )
-        machine.capabilities = replace(machine.capabilities, watched=SILENT)
+        machine.capabilities = replace(machine.capabilities, watched=SILENT | _SELECTOR_READS)
         super().__init__(machine, placement)
-        self._missed = MissedSites(self)
         size = RESIDENT_PAGES * PAGE_SIZE
         self._code = GuestCode(machine, (HOLE, HOLE + size), (LOW_HOLE, LOW_HOLE + size))
-        self._cells = Cells(machine, NativeCells(self), self._code.exited)
+        host = NativeHost(self)
+        self._cells = Cells(machine, host, self._code.exited)
+        self._missed = MissedSites(machine, host)
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code."""
@@ -74,6 +76,7 @@ class NativeHypervisor(TranslatedDomain):
         base = self.machine.memory.size
         if self._patched:
             self._cells.install()
+            self._missed.install()
             write_resident(self.guest, base, entry)
             entry = replace(entry, rip=resident().labels["boot"], long_mode=True)
         else:
@@ -90,23 +93,24 @@ class NativeHypervisor(TranslatedDomain):
         return self._code.owns(address)
 
     def on_event(self, event: Event) -> bool:
-        """Cells first; the rest as for any domain."""
-        return self._cells.answered(event) or super().on_event(event)
+        """Cells and missed sites first; the rest as for any domain."""
+        return self._cells.answered(event) or self._missed.answered(event) or super().on_event(event)
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""
-        if event.vector == fl.GP and self.traps.in_kernel and self._missed_here(event.error_code):
+        if event.vector in SELECTOR_FAULTS and self.traps.in_kernel and self._missed_here(event):
             return True
         return super()._answered(event)
 
-    def _missed_here(self, error_code: int) -> bool:
-        """#GP: a missed site? True when it has been carried out."""
+    def _missed_here(self, event: Event) -> bool:
+        """A missed site? True when it has been carried out."""
         cpu = self.machine.cpu
         base = 0 if cpu.code_width == 64 else int(cpu.state.segments[fl.CS].base)
         linear = base + int(cpu.state.rip)
         instruction = None if self.is_own_code(linear) else decode_at(cpu, self.emulator.linear)
+        privileged = event.vector == fl.GP and not event.error_code
         if instruction is None or not (
-            uses_selector(instruction) or (instruction.is_privileged and not error_code)
+            uses_selector(instruction) or (instruction.is_privileged and privileged)
         ):
             return False
         self.machine.stats.miss(mnemonic_name(instruction), linear)

@@ -11,8 +11,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from iced_x86 import Mnemonic
-
 from runtime.backends import Hypervisor
 from runtime.backends.xen.console import ConsoleRing
 from runtime.backends.xen.construction import DOMID, TSC_HZ, XEN_GDT
@@ -40,7 +38,6 @@ from runtime.backends.xen.ring1.resident import (
     resident,
     write_resident,
 )
-from runtime.backends.xen.ring1.sites import RingOneSites
 from runtime.backends.xen.ring1.translated import TranslatedTables
 from runtime.backends.xen.selectors import FLAT
 from runtime.backends.xen.timers import Timers
@@ -52,8 +49,8 @@ from runtime.cpu.delivery import Event
 from runtime.deprivileged.cells import Cells
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import PortInstructions
-from runtime.deprivileged.missed import SILENT, MissedSites
-from runtime.deprivileged.ring1.cellhost import RingOneCells
+from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.memory import MemoryRange, PageFault
@@ -178,14 +175,18 @@ class XenRing1(XenHypervisor):
             translated=True,
             physical_interrupt=self.pin,
         )
-        sites = RingOneSites(self)
-        self._missed = MissedSites(sites)
-        cells = RingOneCells(
-            sites, LENT_STACK, lambda fault: self._give_page_fault(fault.linear, fault.error_code)
+        view = ShadowView(machine.cpu, self.shadow, self.guest)
+        host = RingOneHost(
+            machine,
+            RingOneSide(place_of, LENT_STACK, FLAT[32]["kernel_ss"]),
+            view,
+            self.guest,
+            lambda fault: self._give_page_fault(fault.linear, fault.error_code),
         )
-        self._cells = Cells(machine, cells, self._code.exited)
+        self._cells = Cells(machine, host, self._code.exited)
+        self._missed = MissedSites(machine, host)
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
-        self._finish_domain(shared_info)
+        self._finish_domain(shared_info, view)
 
     def _map_resident(self, base: int, shared_info: int, xen_gdt: int) -> None:
         """The domain's pages below Xen's hole, and Xen's GDT in it, which privilege 1 could write to."""
@@ -196,7 +197,7 @@ class XenRing1(XenHypervisor):
         for page, mfn in ((0, self.gdt_frame), (FIRST_RESERVED_GDT_PAGE, xen_gdt)):
             self.shadow.map_host(GDT + page * PAGE, mfn * PAGE, writable=False, executable=False)
 
-    def _finish_domain(self, shared_info: int) -> None:
+    def _finish_domain(self, shared_info: int, view: ShadowView) -> None:
         machine, domain = self.machine, self.domain
         self.ring = ConsoleRing(domain.memory, machine.console.write)
         port = domain.events.allocate(Channel("interdomain", listener=self.ring.serve))
@@ -207,7 +208,7 @@ class XenRing1(XenHypervisor):
         domain.publish_time()
         domain.set_wallclock()
         self.traps = Traps(domain, machine.cpu)
-        strings = PortInstructions(machine, ShadowView(machine.cpu, self.shadow, self.guest))
+        strings = PortInstructions(machine, view)
         self.emulator = self._translated = TranslatedEmulator(
             domain, machine.cpu, machine, self.shadow, strings
         )
@@ -224,6 +225,7 @@ class XenRing1(XenHypervisor):
         is not patched begins at its own entry, as if privilege 1 were enough for it."""
         base = self.machine.memory.size
         self._cells.install()
+        self._missed.install()
         write_resident(self.machine.memory.whole, base, entry, self.gdt_frame * PAGE, self._console_port)
         self.domain.virtual_cr4 = 0
         self.shadow.set_root(base + IDENTITY_PAGE * PAGE)
@@ -261,7 +263,7 @@ class XenRing1(XenHypervisor):
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
-            return self._cells.answered(event) or super().on_event(event)
+            return self._cells.answered(event) or self._missed.answered(event) or super().on_event(event)
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
         code = event.error_code
         try:
@@ -276,13 +278,12 @@ class XenRing1(XenHypervisor):
         self._guarded(lambda: self.traps.exception(fl.PAGE_FAULT, error_code, True))
 
     def _answered(self, event: Event) -> bool:
-        """Privileged instructions outside our own code are missed sites; so are far returns to a selector
-        that only a kernel at privilege 0 could return to."""
-        if event.vector == fl.GP and self.traps.in_kernel and not self.is_own_code(self._linear()):
+        """Privileged instructions outside our own code are missed sites; so are uses of a selector that only
+        a kernel at privilege 0 could load."""
+        if event.vector in SELECTOR_FAULTS and self.traps.in_kernel and not self.is_own_code(self._linear()):
             instruction = self.emulator.decode()
-            if instruction is not None and (
-                not event.error_code or instruction.mnemonic in (Mnemonic.RETF, Mnemonic.IRETD)
-            ):
+            privileged = event.vector == fl.GP and not event.error_code
+            if instruction is not None and (privileged or uses_selector(instruction)):
                 self.machine.stats.miss(self.emulator.name(instruction), self._linear())
                 if self._patched and self._missed.carry_out(instruction):
                     return True
