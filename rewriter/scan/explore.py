@@ -274,7 +274,11 @@ class Explorer:
             self._dense_lengths[key] = instruction_lengths(self.space.code(region), width).lengths.tobytes()
         return self._dense_lengths[key]
 
-    def _walk(self, address: int, width: int) -> bool:
+    def leads_to_code(self, address: int, width: int) -> bool:
+        """Whether all that an address reaches looks like code, be it only a jump to some that is known."""
+        return self._walk(address, width, least=1)
+
+    def _walk(self, address: int, width: int, least: int = 2) -> bool:
         work, seen, count, ended = [address], set[int](), 0, False
         while work:
             current = work.pop()
@@ -320,7 +324,7 @@ class Explorer:
                     return False
                 else:
                     ended = True
-        return ended and count > 1
+        return ended and count >= least
 
     def _returns_plausibly(self, address: int, width: int) -> bool:
         """False when what follows a call is no code, so that the call cannot return."""

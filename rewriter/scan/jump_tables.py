@@ -8,7 +8,8 @@ Forms that compilers emit (base and index in any register):
     mov r, [got+index*4+table@GOTOFF] ; add r, got ; jmp r    entries relative to the GOT (i386 PIC)
 
 The number of entries comes from the comparison that guards the jump; without one, entries
-are taken as long as they lead to plausible code near by.
+are taken as long as they lead to plausible code near by. Where no section says what is code,
+pointers to text may follow a table: there, all that an entry reaches must look like code.
 """
 
 from __future__ import annotations
@@ -225,4 +226,7 @@ def _acceptable(explorer: Explorer, target: int, jump: int, width: int, guarded:
     block = explorer.decoder.block(target, width, explorer.lengths[region.index], region)
     if not block.valid or block.runs_off:
         return False
-    return guarded or (block.plausible and explorer.on_boundary(region, target, width))
+    if guarded:
+        return True
+    likely = block.plausible and explorer.on_boundary(region, target, width)
+    return likely and (region.section or explorer.leads_to_code(target, width))

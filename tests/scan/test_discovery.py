@@ -308,3 +308,15 @@ def test_a_multiboot_header_in_the_code_is_data() -> None:
     image = sectioned_image([(".text", code, True)])
     moved = replace(image, entries=(replace(image.entries[0], address=BASE + 12),))
     assert kinds(scan_image(moved)) == [(12, "cli", 32), (13, "hlt", 32)]
+
+
+def test_pointers_to_text_behind_a_table_without_a_bound_are_none_of_its_entries() -> None:
+    """Where no section tells code from text, an entry counts if all that it reaches looks like code."""
+    code = b"\xff\x24\x85" + struct.pack("<I", BASE + 0x40) + b"\xf4\xeb\xfd"  # jmp [eax*4+table] ; hlt ; jmp
+    places = (0x80, 0x84, 0x90)
+    code = code.ljust(0x40, b"\xcc") + b"".join(struct.pack("<I", BASE + place) for place in places)
+    code = code.ljust(0x80, b"\xcc") + b"\xfa\xc3\xcc\xcc\xeb\xfa"  # cli ; ret ; and a jump to it
+    code = code.ljust(0x90, b"\xcc") + b"PQRt lonely clouds do not fault, they only drift\0"  # push ... ; je
+    result = scan_image(flat_image(code))
+    assert kinds(result) == [(7, "hlt", 32), (0x80, "cli", 32)]
+    assert result.codemap.is_target(BASE + 0x84)
