@@ -187,7 +187,9 @@ class Machine:
             waiting = self.hypervisor.interrupt_waiting()
             cpu.set_waiting(waiting)
             if waiting and cpu.window_open:
+                since = clock.now_ns
                 self.hypervisor.deliver_interrupt()
+                self._charge(since)
                 continue
             self._watcher.before_run()
             stop = cpu.run()
@@ -328,12 +330,25 @@ class Machine:
         else:
             event = Event(vector, error_code)
         self.stats.exceptions[vector] += 1
+        self._give(event)
+
+    def _give(self, event: Event) -> None:
+        """To the hypervisor, or through the guest's IDT."""
+        since = self.clock.now_ns
         if not self.hypervisor.on_event(event):
             self.deliver(event)
+        self._charge(since)
+
+    def _charge(self, since: int) -> None:
+        """What the hypervisor did without a price of its own costs what delivering an event costs: no loop of
+        faults and exits is free, whoever answers them."""
+        if self.clock.now_ns == since:
+            self.clock.spend_ns(EXCEPTION_COST_NS)
 
     def page_fault(self, address: int, error_code: int) -> None:
         """From the CPU: see `CpuEvents.page_fault`."""
         if error_code & ERROR_PRESENT and self.cpu.cpl == _USER and self._by_itself(address):
+            self.clock.spend_ns(EXCEPTION_COST_NS)
             return
         self.cpu.state.cr[2] = address
         self.exception(fl.PAGE_FAULT, error_code, False)
@@ -359,12 +374,12 @@ class Machine:
 
     def invalid_opcode(self) -> None:
         """From the CPU: see `CpuEvents.invalid_opcode`."""
+        since = self.clock.now_ns
         if self.hypervisor.on_invalid_opcode():
+            self._charge(since)
             return
         self.stats.exceptions[fl.UD] += 1
-        event = Event(fl.UD)
-        if not self.hypervisor.on_event(event):
-            self.deliver(event)
+        self._give(Event(fl.UD))
 
     def executed_in(self, port: int, size: int) -> int:
         """From the CPU: IN; the port floats for code that slipped past the watcher by a stale translation."""
@@ -404,14 +419,22 @@ class Machine:
 
     def syscall(self) -> None:
         """From the CPU: SYSCALL."""
-        if self.hypervisor.on_syscall() or enter_syscall(self.cpu):
+        since = self.clock.now_ns
+        if self.hypervisor.on_syscall():
+            self._charge(since)
+            return
+        if enter_syscall(self.cpu):
             return
         self.deliver(Event(fl.UD))
         self.cpu.state.rip -= FAST_CALL_LENGTH
 
     def sysenter(self) -> None:
         """From the CPU: SYSENTER."""
-        if self.hypervisor.on_sysenter() or enter_sysenter(self.cpu):
+        since = self.clock.now_ns
+        if self.hypervisor.on_sysenter():
+            self._charge(since)
+            return
+        if enter_sysenter(self.cpu):
             return
         self.deliver(Event(fl.GP))
         self.cpu.state.rip -= FAST_CALL_LENGTH

@@ -22,7 +22,6 @@ from pvpatch.abi.spec import SEGMENT_INDEX, Call, Form, load_spec
 from runtime.cpu import flags as fl
 from runtime.cpu.segments import load_cache, update_modes
 from runtime.deprivileged.formvalues import FormValues, GuestBytes, put_argument, result_value
-from runtime.machine import EXCEPTION_COST_NS
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -137,7 +136,6 @@ class Cells:
     def _count(self, vector: int, back: bool) -> None:
         """An exit, not an exception of the guest's."""
         machine = self._machine
-        machine.clock.spend_ns(EXCEPTION_COST_NS)
         machine.stats.exits["cell_return" if back else "cell"] += 1
         machine.stats.take_back(vector)
 
