@@ -20,6 +20,7 @@ def main() -> None:
     libraries take an eighth of a second of a short run to unload.
     """
     gc.set_threshold(YOUNG_OBJECTS)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only wait
     try:
         from pvpatch.cli import main as command
     except KeyboardInterrupt:

@@ -99,6 +99,9 @@ class _Wanted:
 
     def __init__(self, mnemonics: frozenset[str]) -> None:
         self.mnemonics = mnemonics
+        first_words = {name.split()[0] for name in mnemonics}
+        self.kinds = frozenset(kind for kind, name in _MNEMONIC_NAMES.items() if name in first_words)
+        """iced-x86's numbers of the mnemonics, which tell most other instructions apart at once."""
         self._certain = all(name in _OPCODE_BYTES for name in mnemonics)
         needles = sorted({needle for name in mnemonics for needle in _OPCODE_BYTES.get(name, ())})
         pattern = b"|".join(map(re.escape, needles)) or NOTHING
@@ -176,6 +179,8 @@ class Watcher:
             return
         found, nothing = False, True
         for instruction in iced_x86.Decoder(self._cpu.code_width, code, ip=address):
+            if instruction.mnemonic not in wanted.kinds:
+                continue
             name = _name_of(instruction)
             if name not in wanted.mnemonics:
                 continue
