@@ -117,6 +117,7 @@ on_fault:
         addl    $4, %esp
         iret
 on_call:
+        leal    4(%esp), %edi           # as long as a real one: a lone iret no scan would take for code
         iret
 
         .data

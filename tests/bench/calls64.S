@@ -128,6 +128,7 @@ on_fault:
         addq    $8, %rsp
         iretq
 on_call:
+        leaq    8(%rsp), %rdi           # as long as a real one: a lone iretq no scan would take for code
         iretq
 
         .data
