@@ -1,4 +1,4 @@
-"""`pvpatch abi`: the unified ABI as a table, as JSON, as a C header, and as the Markdown reference."""
+"""`pvpatch abi`: the unified ABI as table, JSON, C header and reference."""
 
 from __future__ import annotations
 

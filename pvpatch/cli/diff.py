@@ -1,4 +1,4 @@
-"""`pvpatch diff`: every differing byte of a patched image, explained; and both images run."""
+"""`pvpatch diff`: every differing byte explained; both images run."""
 
 from __future__ import annotations
 

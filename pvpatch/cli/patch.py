@@ -1,4 +1,4 @@
-"""`pvpatch patch`: turn every privileged or sensitive instruction of a kernel into an ABI call."""
+"""`pvpatch patch`: turn privileged and sensitive instructions into ABI calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pvpatch scan`: where an image holds privileged and sensitive instructions."""
+"""`pvpatch scan`: sensitive instructions and hypervisor calls of an image."""
 
 from __future__ import annotations
 
