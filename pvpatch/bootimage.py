@@ -91,6 +91,6 @@ def boot_image(image: Image, protocol: str = "") -> BootImage:
         segments=segments,
         entries=entries,
         setup_header=image.setup_header.raw if image.setup_header is not None else b"",
-        notes=tuple((note.owner, note.type, note.description) for note in image.notes),
+        xen=image.xen,
         symbols=tuple(symbols),
     )

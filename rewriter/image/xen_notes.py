@@ -61,15 +61,27 @@ def xen_parameters(notes: Iterable[Note], guest_string: bytes, entry: int) -> Ma
     """The guest's parameters by note name, all addresses virtual; empty when it is no Xen guest.
 
     Notes of owner "Xen" win; without any the __xen_guest string counts; notes in .note.Xen with a
-    foreign owner only when there is nothing else. `entry` is the ELF entry, the default of the string form.
+    foreign owner only when there is nothing else. `entry` is the ELF entry: a paravirtual guest that names
+    no other starts there.
     """
     notes = tuple(notes)
-    own = _from_notes(note for note in notes if note.owner == OWNER)
-    if own:
-        return own
-    if guest_string:
-        return _from_string(guest_string, entry)
-    return _from_notes(note for note in notes if note.section == SECTION_NOTES)
+    found = _from_notes(note for note in notes if note.owner == OWNER)
+    if not found and guest_string:
+        found = _from_string(guest_string)
+    elif not found:
+        found = _from_notes(note for note in notes if note.section == SECTION_NOTES)
+    if _is_paravirtual(found):
+        found.setdefault("ENTRY", entry)
+    return found
+
+
+def _is_paravirtual(found: Mapping[str, int | str]) -> bool:
+    """Would the toolstack load the image as a PV guest (elf_xen_note_check)? One whose only entry is PVH's
+    is meant for that."""
+    loader, system = str(found.get("LOADER", "")), str(found.get("GUEST_OS", ""))
+    version = str(found.get("XEN_VERSION", ""))
+    built_for_it = (loader.startswith("generic") or system.startswith("linux")) and version.startswith("xen-3.0")
+    return built_for_it and "PHYS32_ENTRY" not in found
 
 
 def _from_notes(notes: Iterable[Note]) -> dict[str, int | str]:
@@ -85,7 +97,7 @@ def _from_notes(notes: Iterable[Note]) -> dict[str, int | str]:
     return found
 
 
-def _from_string(text: bytes, entry: int) -> dict[str, int | str]:
+def _from_string(text: bytes) -> dict[str, int | str]:
     found: dict[str, int | str] = {}
     for item in text.split(b"\0")[0].decode("latin-1").split(","):
         key, _, value = item.partition("=")
@@ -99,7 +111,7 @@ def _from_string(text: bytes, entry: int) -> dict[str, int | str]:
                 continue
         else:
             found[name] = value
-    found.setdefault("ENTRY", entry)
+    found.setdefault("PADDR_OFFSET", found.get("VIRT_BASE", 0))
     page, base = found.get("HYPERCALL_PAGE"), found.get("VIRT_BASE", 0)
     if isinstance(page, int) and isinstance(base, int):
         found["HYPERCALL_PAGE"] = base + page * PAGE  # the string form gives a page number

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 __all__ = ["BootImage", "BootKind", "BootRequest", "BootSegment", "EntryState", "FlatSegment"]
@@ -42,7 +43,7 @@ class BootImage:
     `entries` maps a protocol to the guest-physical (for `XEN_PV` and ELF `FLAT`: virtual)
     address where it enters; `kind` is the protocol to use unless the person asks for another.
     `setup_header` is the Linux setup header (bytes from offset 0x1f1 of the bzImage, empty
-    for others); `notes` are the ELF notes as (owner, type, payload).
+    for others).
     """
 
     name: str
@@ -51,7 +52,8 @@ class BootImage:
     segments: tuple[BootSegment, ...]
     entries: dict[BootKind, int]
     setup_header: bytes = b""
-    notes: tuple[tuple[str, int, bytes], ...] = ()
+    xen: Mapping[str, int | str] = field(default_factory=dict)
+    """What the image says of itself to Xen, by the names of elfnote.h in capitals; addresses are virtual."""
     symbols: tuple[tuple[int, int, str], ...] = field(default=(), repr=False)
     """(virtual address, size, name), sorted by address; for reports only."""
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pvpatch.abi.errors import ImageError
 from rewriter.image import EntryPoint, parse_image
+from rewriter.image.xen_notes import xen_parameters
 from tests.image.builders import CODE, Load, elf, multiboot1_header, multiboot2_header, note
 
 HERE = Path("kernel")
@@ -89,6 +90,46 @@ def test_xen_and_pvh_notes_give_entries_of_their_own_width() -> None:
         EntryPoint(base, 0x1000000, 64, "elf"),
     }
     assert image.xen["VIRT_BASE"] == base and image.xen["FEATURES"] == "a|b"
+
+
+def xen_note(kind: int, value: bytes | int, bits: int = 64) -> bytes:
+    return note(b"Xen", kind, value if isinstance(value, bytes) else value.to_bytes(bits // 8, "little"))
+
+
+PARAVIRTUAL = xen_note(5, b"xen-3.0\0") + xen_note(6, b"tests\0") + xen_note(8, b"generic\0")
+
+
+@pytest.mark.parametrize(
+    ("notes", "protocols"),
+    [
+        (PARAVIRTUAL + xen_note(2, 0x101000), {"xen", "elf"}),
+        (xen_note(5, b"xen-3.0\0") + xen_note(6, b"linux\0"), {"xen", "elf"}),
+        (PARAVIRTUAL + xen_note(18, 0x100000), {"pvh", "elf"}),
+        (xen_note(5, b"xen-3.0\0") + xen_note(6, b"tests\0"), {"elf"}),
+        (xen_note(8, b"generic\0"), {"elf"}),
+        (xen_note(2, 0x101000), {"elf"}),
+    ],
+    ids=["generic", "linux", "pvh-only", "no-loader", "no-version", "no-names"],
+)
+def test_a_paravirtual_guest_that_names_no_entry_starts_at_the_elf_entry(
+    notes: bytes, protocols: set[str]
+) -> None:
+    """elf_xen_addr_calc_check, for images that elf_xen_note_check takes for paravirtual ones."""
+    load = Load(0x100000, 0x100000, CODE + bytes(64))
+    image = parse_image(elf(64, (load,), entry=0x100004, notes=notes), HERE)
+    assert {entry.protocol for entry in image.entries} == protocols
+    if "xen" in protocols:
+        assert EntryPoint(0x100004, 0x100004, 64, "xen") in image.entries
+        assert image.xen["ENTRY"] == 0x100004
+
+
+def test_the_older_string_gives_the_defaults_of_its_time() -> None:
+    """Physical addresses of such images count from VIRT_BASE, and the hypercall page is a page number."""
+    text = b"GUEST_OS=tests,XEN_VER=xen-3.0,VIRT_BASE=0xC0000000,HYPERCALL_PAGE=0x2,LOADER=generic\0"
+    found = xen_parameters((), text, 0xC0100000)
+    assert found["ENTRY"] == 0xC0100000
+    assert found["PADDR_OFFSET"] == 0xC0000000
+    assert found["HYPERCALL_PAGE"] == 0xC0002000
 
 
 @pytest.mark.parametrize(

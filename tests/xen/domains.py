@@ -10,14 +10,13 @@ from typing import Any
 from runtime.backends.xen.construction import Construction, Wiring, hidden_frames
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.frames import DOMAIN, PageType
-from runtime.backends.xen.layout import PAGE_SIZE, numbers
+from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.paging import FRAME_MASK, PRESENT, SHIFT, WRITE
 from runtime.boot.model import BootImage, BootKind, BootRequest, BootSegment
 from runtime.memory import GuestMemory
 from tests.devices.board import ManualClock
 
 VIRT_BASE = {32: 0xC0000000, 64: 0xFFFFFFFF80000000}
-NOTE = numbers("elfnote")
 MEMORY_MIB = 8
 
 
@@ -49,15 +48,14 @@ class RecordingCpu:
 def image_for(width: int, code: bytes = b"\xeb\xfe", notes: dict[str, int] | None = None) -> BootImage:
     """A kernel of one page with Xen's notes."""
     base = VIRT_BASE[width]
-    values = {"entry": base, "virt_base": base, "paddr_offset": base} | (notes or {})
-    size = width // 8
+    values = {"ENTRY": base, "VIRT_BASE": base, "PADDR_OFFSET": base}
     return BootImage(
         name="tiny",
         kind=BootKind.XEN_PV,
         width=width,
         segments=(BootSegment(base, base, code, max(len(code), 0x4000)),),
         entries={BootKind.XEN_PV: base},
-        notes=tuple(("Xen", NOTE[name], value.to_bytes(size, "little")) for name, value in values.items()),
+        xen=values | (notes or {}),
     )
 
 

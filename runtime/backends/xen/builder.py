@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pvpatch.abi.errors import ImageError
-from runtime.backends.xen.layout import PAGE_SIZE, numbers, struct
+from runtime.backends.xen.layout import PAGE_SIZE, struct
 from runtime.backends.xen.machine_memory import MachineMemory
 from runtime.backends.xen.paging import PRESENT, SHIFT, USER, WRITE
 from runtime.boot.model import BootImage, BootRequest
 
 __all__ = ["Notes", "Plan", "build", "read_notes"]
 
-NOTE = numbers("elfnote")
 ACCESSED, DIRTY = 0x20, 0x40
 TABLE = PRESENT | WRITE | USER | ACCESSED | DIRTY
 READ_ONLY_LEAF = PRESENT | ACCESSED
@@ -55,25 +54,26 @@ class Plan:
     stack_top: int = 0
 
 
-def _number(payload: bytes) -> int:
-    return int.from_bytes(payload[:8], "little")
-
-
 def read_notes(image: BootImage) -> Notes:
-    """The image's Xen notes, or its older `__xen_guest` string. Raises ImageError without either."""
-    found = {kind: payload for owner, kind, payload in image.notes if owner.rstrip("\0") in ("Xen", "name")}
-    if NOTE["entry"] in found:
-        return Notes(
-            entry=_number(found[NOTE["entry"]]),
-            virt_base=_number(found.get(NOTE["virt_base"], b"\0")),
-            paddr_offset=_number(found.get(NOTE["paddr_offset"], b"\0")),
-            hypercall_page=_number(found[NOTE["hypercall_page"]])
-            if NOTE["hypercall_page"] in found
-            else None,
-            init_p2m=_number(found[NOTE["init_p2m"]]) if NOTE["init_p2m"] in found else None,
-            mod_start_pfn=bool(_number(found.get(NOTE["mod_start_pfn"], b"\0"))),
+    """What the image asks for, with the toolstack's defaults. Raises ImageError where no entry is known."""
+
+    def number(name: str) -> int | None:
+        value = image.xen.get(name)
+        return value if isinstance(value, int) else None
+
+    entry = number("ENTRY")
+    if entry is None:
+        raise ImageError(
+            "the image has no entry for Xen", "only Xen PV kernels start on Xen without patching"
         )
-    raise ImageError("the image has no Xen entry note", "only Xen PV kernels start on Xen without patching")
+    return Notes(
+        entry=entry,
+        virt_base=number("VIRT_BASE") or 0,
+        paddr_offset=number("PADDR_OFFSET") or 0,
+        hypercall_page=number("HYPERCALL_PAGE"),
+        init_p2m=number("INIT_P2M"),
+        mod_start_pfn=bool(number("MOD_START_PFN")),
+    )
 
 
 class _Builder:
