@@ -80,8 +80,8 @@ def _is_paravirtual(found: Mapping[str, int | str]) -> bool:
     is meant for that."""
     loader, system = str(found.get("LOADER", "")), str(found.get("GUEST_OS", ""))
     version = str(found.get("XEN_VERSION", ""))
-    built_for_it = (loader.startswith("generic") or system.startswith("linux")) and version.startswith("xen-3.0")
-    return built_for_it and "PHYS32_ENTRY" not in found
+    known = loader.startswith("generic") or system.startswith("linux")
+    return known and version.startswith("xen-3.0") and "PHYS32_ENTRY" not in found
 
 
 def _from_notes(notes: Iterable[Note]) -> dict[str, int | str]:
