@@ -139,11 +139,11 @@ def test_console_write_of_any_length() -> None:
 
 GATE = f"""
     mov dword ptr [{DATA + 0x808}], 0x0000ffff
-    mov dword ptr [{DATA + 0x80c}], 0x00cf9b00
+    mov dword ptr [{DATA + 0x80C}], 0x00cf9b00
     mov dword ptr [{DATA + 0x810}], 0x0000ffff
     mov dword ptr [{DATA + 0x814}], 0x00cf9b00
     mov dword ptr [{DATA + 0x818}], 0x0000ffff
-    mov dword ptr [{DATA + 0x81c}], 0x00cf9300
+    mov dword ptr [{DATA + 0x81C}], 0x00cf9300
     mov eax, 31
     mov edx, {DATA + 0x800}
     call slot_gdt_load

@@ -201,11 +201,11 @@ SETUP = f"""
   mov edx, {DATA + 0x800}
   call slot_gdt_load
   mov dword ptr [{DATA + 0x808}], 0x0000ffff
-  mov dword ptr [{DATA + 0x80c}], 0x00cf9b00
+  mov dword ptr [{DATA + 0x80C}], 0x00cf9b00
   mov dword ptr [{DATA + 0x810}], 0x0000ffff
   mov dword ptr [{DATA + 0x814}], 0x00cf9b00
   mov dword ptr [{DATA + 0x818}], 0x0000ffff
-  mov dword ptr [{DATA + 0x81c}], 0x00cf9300
+  mov dword ptr [{DATA + 0x81C}], 0x00cf9300
   mov eax, handler
   movzx ecx, ax
   or ecx, 0x80000

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pvpatch.abi.errors import PvpatchError
 from runtime.backends import Capabilities, Hypervisor
 from runtime.backends.vmi.calls.control import enter_sysenter
+from runtime.backends.vmi.calls.cpu import offered
 from runtime.backends.vmi.model import HOST_PAGES, VmiModel
 from runtime.backends.vmi.resident import (
     BACKEND_ID,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     import iced_x86
 
     from runtime.boot.model import EntryState
+    from runtime.cpu.cpuid import CpuidAnswer
     from runtime.cpu.watch import Site
     from runtime.machine import Machine
 
@@ -157,6 +159,10 @@ class VmiHypervisor(Hypervisor):
     def is_own_code(self, address: int) -> bool:
         """The ROM, the guest-side code beside it, and the call page."""
         return self._code.owns(address & 0xFFFFFFFF)  # linear addresses wrap where CS has a base
+
+    def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
+        """The same before and after VMI_Init, by the instruction and by the call."""
+        return offered(leaf, subleaf, bare)
 
     def _called(self) -> None:
         """Attribute a call that leaves the ROM to the ABI call whose code made it."""

@@ -132,15 +132,19 @@ class GuestTables:
         self.pages.pop(frame, None)
 
     def set_mapping(self, slot: int, linear: int, pages: int, frame: int) -> None:
-        """SetLinearMapping: 0 pages take the slot away."""
+        """SetLinearMapping: 0 pages take the slot away.
+
+        Linux names the whole range in which it may have memory, whatever the machine has: the part behind
+        the last frame maps nothing.
+        """
         if slot >= _MAPPINGS:
             raise GuestKilled(f"linear mapping slot {slot}, there are {_MAPPINGS}")
         self._mappings.pop(slot, None)
         if not pages:
             return
-        start = linear & ~(PAGE - 1)
-        length = pages * PAGE
-        inside = self._guest.contains(frame * PAGE, length)
-        if not inside or start + length > self._known.virtual_top:
+        start, physical = linear & ~(PAGE - 1), frame * PAGE
+        if start + pages * PAGE > self._known.virtual_top:
             raise GuestKilled(f"linear mapping of {pages:#x} pages at {linear:#x} to frame {frame:#x}")
-        self._mappings[slot] = LinearMapping(start, length, frame * PAGE)
+        length = min(pages * PAGE, self._guest.size - physical)
+        if length > 0:
+            self._mappings[slot] = LinearMapping(start, length, physical)

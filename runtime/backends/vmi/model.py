@@ -3,8 +3,8 @@
 The hypervisor in one object per machine; it knows the published interface (interface.toml) and nothing of
 our ABI. Before VMI_Init the guest has the bare machine. Afterwards the top of the linear address space
 holds the ROM's code and a page shared with it; everything that the ROM cannot answer arrives as a VMCALL
-whose place says which call it is. Port instructions that fault are carried out, other privileged
-instructions give the guest its #GP.
+whose place says which call it is. Port instructions that fault are carried out, and so are privileged ones that have a
+call; any other gives the guest its #GP.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 import iced_x86
 
 from runtime.backends.vmi.calls import CallTable
+from runtime.backends.vmi.emulate import KernelInstructions
 from runtime.backends.vmi.errors import GuestKilled
 from runtime.backends.vmi.interface import interface
 from runtime.backends.vmi.interrupts import Interrupts
@@ -27,6 +28,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.delivery import CpuFault, Deliverer, Event
 from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SELECTOR_FAULTS, uses_selector
+from runtime.deprivileged.operands import mnemonic_name
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.machine import Machine
@@ -84,6 +86,7 @@ class VmiModel:
         self.guest_tables = GuestTables(self.known, self.guest, self.shadow, self.view)
         self.ports = PortInstructions(machine, self.view)
         self.calls = CallTable(self)
+        self.instructions = KernelInstructions(self)
         self.activation = Activation(self)
         self.active = False
         """VMI_Init has happened."""
@@ -188,7 +191,10 @@ class VmiModel:
             self.deliver(event)
         elif event.vector == fl.PAGE_FAULT:
             self._page_fault(event.error_code)
-        elif event.vector not in SELECTOR_FAULTS or not self._emulate(event.vector, event.error_code):
+        elif not (
+            (event.vector in SELECTOR_FAULTS and self._emulate(event.vector, event.error_code))
+            or (event.vector == fl.UD and self._unknown())
+        ):
             self.deliver(event)
 
     def _page_fault(self, error_code: int) -> None:
@@ -208,26 +214,35 @@ class VmiModel:
         self.deliver(Event(fl.PAGE_FAULT, fault.error_code))
 
     def _emulate(self, vector: int, error_code: int) -> bool:
-        """#GP: a port instruction is carried out, anything else stays a fault."""
-        cpl = self.machine.cpu.cpl
+        """#GP: an instruction that the guest may use is carried out, anything else stays a fault."""
+        kernel = self.machine.cpu.cpl != _USER
         insn = self.ports.decode()
         if insn is None:
             return False
         if error_code or vector != fl.GP:  # a selector, perhaps of the privilege that the guest believes in
-            wanted = cpl != _USER and uses_selector(insn)
-            return wanted and self.on_privileged(insn, self.code_linear())
-        if cpl != _USER:
-            if self.on_privileged(insn, self.code_linear()):
-                return True
-        elif self.iopl != fl.IOPL:
-            return False
+            return kernel and uses_selector(insn) and self.on_privileged(insn, self.code_linear())
+        if kernel and self.on_privileged(insn, self.code_linear()):
+            return True
         try:
-            done = self.ports.emulate(insn)
+            if (kernel or self.iopl == fl.IOPL) and self.ports.emulate(insn):
+                self.count("io")
+                return True
+            return kernel and self._privileged(insn)
         except PageFault as fault:
             self.page_fault(fault)
-            return True
+        except CpuFault as fault:
+            self.fault(fault)
+        return True
+
+    def _unknown(self) -> bool:
+        """#UD: the emulated CPU has no RDPMC, which on any real one is privileged."""
+        insn = self.ports.decode() if self.machine.cpu.cpl != _USER else None
+        return insn is not None and insn.mnemonic == iced_x86.Mnemonic.RDPMC and self._privileged(insn)
+
+    def _privileged(self, insn: iced_x86.Instruction) -> bool:
+        done = self.instructions.emulate(insn)
         if done:
-            self.count("io")
+            self.count(mnemonic_name(insn))
         return done
 
     def deliver(self, event: Event) -> None:

@@ -52,6 +52,10 @@ class CallTable:
         }
         self._control = control_handlers(model)
 
+    def handler(self, name: str) -> Handler:
+        """What carries out a call that returns to its caller."""
+        return self._handlers[name]
+
     def enter(self, linear: int) -> bool:
         """The VMCALL at `linear`: False if no call of the ROM's is there."""
         model = self._model

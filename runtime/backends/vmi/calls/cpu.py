@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtime.cpu import flags as fl
-from runtime.cpu.cpuid import answer
+from runtime.cpu.cpuid import CpuidAnswer, answer
 
 if TYPE_CHECKING:
     from runtime.backends.vmi.calls import Handler
     from runtime.backends.vmi.model import VmiModel
 
-__all__ = ["cpu_handlers"]
+__all__ = ["cpu_handlers", "offered"]
 
 _TSC, _SYSENTER_CS, _SYSENTER_ESP, _SYSENTER_EIP, _PAT = 0x10, 0x174, 0x175, 0x176, 0x277
 _PAT_RESET = 0x0007_0406_0007_0406
@@ -20,6 +20,27 @@ _DR6_FIXED, _DR6_BITS = 0xFFFF0FF0, 0xE00F
 _DR7_FIXED, _DR7_BITS = 0x400, 0xFFFF27FF
 _TICKS_PER_NS = 2
 _MASK64 = (1 << 64) - 1
+_NO_FEATURES_ECX = 1 << 26 | 1 << 27
+"""XSAVE, OSXSAVE: there is no call for XSETBV."""
+_NO_STRUCTURED_EBX = 1 << 0 | 1 << 7
+"""FSGSBASE, SMEP: SetCR4 has no effect on them."""
+_NO_EXTENDED_EDX = 1 << 11 | 1 << 20 | 1 << 29
+"""SYSCALL, NX, long mode: there is no EFER."""
+_XSAVE_LEAF = 0xD
+
+
+def offered(leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
+    """CPUID, from what the bare machine would give: nothing that the calls do not carry out."""
+    eax, ebx, ecx, edx = bare
+    if leaf == 1:
+        ecx &= ~_NO_FEATURES_ECX
+    elif leaf == 7 and subleaf == 0:
+        ebx &= ~_NO_STRUCTURED_EBX
+    elif leaf == 0x80000001:
+        edx &= ~_NO_EXTENDED_EDX
+    elif leaf == _XSAVE_LEAF:
+        return 0, 0, 0, 0
+    return eax, ebx, ecx, edx
 
 
 class _Cpu:
@@ -30,7 +51,7 @@ class _Cpu:
 
     def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
         """As the instruction."""
-        return answer(leaf, subleaf, self._model.machine.cpu.state.cr[4])
+        return offered(leaf, subleaf, answer(leaf, subleaf, self._model.machine.cpu.state.cr[4]))
 
     def wrmsr(self, low: int, high: int, index: int) -> None:
         """SYSENTER's registers and PAT are kept, the others are not the guest's."""
