@@ -3,8 +3,8 @@
 The hypervisor in one object per machine; it knows the published interface (interface.toml) and nothing of
 our ABI. Before VMI_Init the guest has the bare machine. Afterwards the top of the linear address space
 holds the ROM's code and a page shared with it; everything that the ROM cannot answer arrives as a VMCALL
-whose place says which call it is. Port instructions that fault are carried out, and so are privileged ones that have a
-call; any other gives the guest its #GP.
+whose place says which call it is. Port instructions that fault are carried out, and so are privileged ones
+that have a call; any other gives the guest its #GP.
 """
 
 from __future__ import annotations
