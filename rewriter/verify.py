@@ -8,6 +8,7 @@ the operation it was at its old place.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import capstone
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
@@ -41,13 +42,14 @@ class VerificationError(PvpatchError):
 def verify(job: PatchJob, payload: bytes) -> int:
     """Check all thunks and sites of a finished payload; returns the number of instructions compared."""
     count = 0
+    entries = [change.offset for change in job.edits.changes if change.kind == "entry"]
     for window in job.plan.windows:
         encoded = job.resident.thunks[window.start]
         start = job.block_offset + job.resident.thunk_offsets[window.start]
         data = payload[start : start + len(encoded.data)]
         count += check_encoded(encoded, data, window.bits)
         _check_origins(job, window, encoded)
-        _check_site(job, window, payload)
+        _check_site(job, window, payload, entries)
     return count
 
 
@@ -110,9 +112,14 @@ def memory(instruction: Instruction) -> list[object]:
     ]
 
 
+@cache
+def _engine(bits: int) -> capstone.Cs:
+    return capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32)
+
+
 def _check_boundaries(encoded: Encoded, data: bytes, bits: int) -> None:
-    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64 if bits == 64 else capstone.CS_MODE_32)
-    starts = {address - encoded.address for address, *_ in engine.disasm_lite(data, encoded.address)}
+    decoded = _engine(bits).disasm_lite(data, encoded.address)
+    starts = {address - encoded.address for address, *_ in decoded}
     end = max(starts, default=0)
     wanted = {start for start in encoded.starts if start <= end}
     if starts != wanted:
@@ -161,14 +168,11 @@ def same_operation(
     )
 
 
-def _check_site(job: PatchJob, window: Window, payload: bytes) -> None:
+def _check_site(job: PatchJob, window: Window, payload: bytes, entries: list[int]) -> None:
     """The site's jump leads to its thunk (a flat image's entry window is overlaid by the entry jump)."""
     offset = job.image.offset_of(window.entry)
     assert offset is not None
-    if any(
-        change.kind == "entry" and change.offset < offset + 7 and offset < change.offset + 5
-        for change in job.edits.changes
-    ):
+    if any(entry < offset + 7 and offset < entry + 5 for entry in entries):
         return
     code = Decoder(window.bits, payload[offset : offset + 15], ip=window.entry).decode()
     if job.reach.kind == "absolute":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from pvpatch.abi.errors import ImageError
@@ -109,8 +109,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The document, in one canonical spelling."""
-        data = {"schema": SCHEMA} | asdict(self)
+        data = {"schema": SCHEMA} | vars(self)
         del data["kept_original"]
+        for name in ("changes", "additions", "sites", "containers"):
+            data[name] = [vars(item) for item in data[name]]
         return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
     def check(self) -> None:
