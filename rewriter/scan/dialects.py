@@ -24,7 +24,7 @@ XEN_SIGNATURE = b"XenVMMXenVMM"
 
 
 def paravirt_sites(image: Image, space: Space, tables: KernelTables, describer: SiteDescriber) -> list[Site]:
-    """The calls that .parainstructions lists (one site each, at the call instruction itself)."""
+    """The calls that the kernel's tables list (one site each, at the call instruction itself)."""
     decoder = BlockDecoder(space)
     sites: list[Site] = []
     for row in tables.paravirt:
@@ -33,7 +33,8 @@ def paravirt_sites(image: Image, space: Space, tables: KernelTables, describer: 
             continue
         for instruction in decoder.instructions(row.address, row.address + row.length, image.bits):
             if _is_slot_call(instruction):
-                detail = f"slot {row.slot} at {_slot_operand(instruction)}"
+                slot = "slot" if row.slot is None else f"slot {row.slot}"
+                detail = f"{slot} at {_slot_operand(instruction)}"
                 sites.append(describer.call_site(instruction, region, image.bits, "pvops", detail))
                 break
     return sites
@@ -63,7 +64,8 @@ def declared_interfaces(image: Image, tables: KernelTables, sites: Iterable[Site
     if any(entry.protocol == "pvh" for entry in image.entries):
         found.add("xen: PVH entry note")
     if tables.paravirt:
-        found.add("pvops: .parainstructions")
+        table = ".parainstructions" if ".parainstructions" in tables.present else ".altinstructions"
+        found.add(f"pvops: {table}")
     for name, signature in (("vmi", VMI_SIGNATURE), ("kvm", KVM_SIGNATURE), ("xen", XEN_SIGNATURE)):
         if signature in image.payload:
             found.add(f"{name}: signature in the image")

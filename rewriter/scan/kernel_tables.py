@@ -1,14 +1,16 @@
 """The tables by which a Linux kernel patches, fixes up and unwinds its own code, as address windows.
 
-Layouts (Linux 6.1 arch/x86/include/asm/alternative.h, paravirt_types.h, extable.h, bug.h,
+Layouts (Linux 6.1 and 6.12 arch/x86/include/asm/alternative.h, paravirt_types.h, extable.h, bug.h,
 jump_label.h, include/linux/static_call_types.h; older ones in parentheses where supported). Tables
 with section headers are read where they are; jump labels, static calls and ftrace sites have none
-in a stripped image and are found by their structure.
+in a stripped image and are found by their structure. Since Linux 6.8 there is no .parainstructions:
+a paravirt call is an alternative whose record says that a direct call replaces an indirect one.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +25,8 @@ from rewriter.scan.space import Space
 __all__ = ["Alternative", "KernelTables", "Paravirt", "patch_windows", "read_kernel_tables"]
 
 SIGNED32 = np.dtype("<i4")
+DIRECT_CALL = 2 << 16
+"""ALT_FLAG_DIRECT_CALL in the 32-bit word of feature (low half) and flags (high half)."""
 ByteRange = NDArray[np.uint8]
 
 RELATIVE_LISTS = {
@@ -45,15 +49,17 @@ class Alternative:
     replacement_length: int
     feature: int
     negated: bool
+    direct_call: bool = False
+    """The kernel makes the indirect call at `address` a direct one (ALT_FLAG_DIRECT_CALL)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paravirt:
-    """One paravirt call site: address, length in bytes and slot number."""
+    """One paravirt call site: address, length in bytes, and slot number where the table has it."""
 
     address: int
     length: int
-    slot: int
+    slot: int | None
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,13 @@ def _alternatives(image: Image, space: Space) -> tuple[Alternative, ...]:
             flag = 1 << 15 if form == "<iiHBB" else 1 << 16
             result.append(
                 Alternative(
-                    original, length, replacement, new_length, feature & (flag - 1), bool(feature & flag)
+                    original,
+                    length,
+                    replacement,
+                    new_length,
+                    feature & (flag - 1),
+                    bool(feature & flag),
+                    form == "<iiIBB" and bool(feature & DIRECT_CALL),
                 )
             )
         else:
@@ -110,10 +122,11 @@ def _alternatives(image: Image, space: Space) -> tuple[Alternative, ...]:
     return ()
 
 
-def _paravirt(image: Image, space: Space) -> tuple[Paravirt, ...]:
+def _paravirt(image: Image, space: Space, alternatives: Iterable[Alternative]) -> tuple[Paravirt, ...]:
     table = image.table(".parainstructions")
     if table is None:
-        return ()
+        calls = {row.address: row.length for row in alternatives if row.direct_call}
+        return tuple(Paravirt(address, length, None) for address, length in sorted(calls.items()))
     data = image.data_of(table)
     form = "<QBB6x" if image.bits == 64 else "<IBB2x"
     size = struct.calcsize(form)
@@ -252,9 +265,10 @@ def read_kernel_tables(image: Image, space: Space) -> KernelTables:
     """The tables that say something of single sites."""
     if not space.regions or image.table(".altinstructions") is None:
         return KernelTables()
+    alternatives = _alternatives(image, space)
     return KernelTables(
-        _alternatives(image, space),
-        _paravirt(image, space),
+        alternatives,
+        _paravirt(image, space, alternatives),
         _exceptions(image, space),
         tuple(sorted({table.name for table in image.tables})),
     )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rewriter.image import Image, Table
 from rewriter.scan import scan_image
+from rewriter.scan.kernel_tables import DIRECT_CALL
 from tests.scan.images import BASE, sectioned_image
 
 TABLES = (
@@ -62,6 +63,27 @@ def test_alternatives_exceptions_and_paravirt() -> None:
     assert result.codemap.is_target(BASE + 12)
     assert [window.kind for window in result.codemap.windows_over(BASE, BASE + 4)] == ["alternative"]
     assert {region.name: region.method for region in result.regions}[".altinstr_replacement"] == "table"
+
+
+def test_paravirt_calls_without_a_table_of_their_own() -> None:
+    """Linux 6.8 and later: an alternative that makes an indirect call direct is a paravirt call."""
+    call = b"\xff\x15\x00\x10\x00\x00"
+    text = call + b"\x0f\x1f\x40\x00\x90\x90" + b"\xc3"
+    replacement = b"\xe8\x00\x00\x00\x00"
+    at = BASE + len(text) + len(replacement)
+    rows = [(BASE, 117 | DIRECT_CALL), (BASE + len(call), 117), (BASE, 117 | DIRECT_CALL)]
+    table = b"".join(
+        struct.pack(
+            "<iiIBB", original - place, BASE + len(text) - place - 4, flags, len(call), len(replacement)
+        )
+        for place, (original, flags) in zip(range(at, at + 42, 14), rows, strict=True)
+    )
+    result = scan_image(image_with(text, replacement, {".altinstructions": table}, 64))
+    calls = [site for site in result.sites if site.dialect == "pvops"]
+    assert [(site.address, site.kind, site.detail) for site in calls] == [
+        (BASE, "paravirt_call", f"slot at {BASE + len(call) + 0x1000:#x}")
+    ]
+    assert "pvops: .altinstructions" in result.interfaces
 
 
 @settings(max_examples=80, deadline=None)
