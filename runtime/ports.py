@@ -42,6 +42,9 @@ class Clock(Protocol):
         due time and then of scheduling.
         """
 
+    def schedule_in_background(self, due_ns: int, callback: Callable[[], None]) -> AlarmHandle:
+        """As `schedule_at`, for the runtime's own purposes: a halted guest does not wait for it."""
+
     def cancel(self, handle: AlarmHandle) -> None:
         """Forget a scheduled callback; harmless if it has run."""
 

@@ -27,6 +27,8 @@ class ManualClock:
         heapq.heappush(self._queue, (due_ns, next(self._order), event))
         return event
 
+    schedule_in_background = schedule_at
+
     def cancel(self, handle: Event) -> None:
         handle.callback = None
 

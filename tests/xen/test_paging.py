@@ -201,6 +201,35 @@ def test_a_table_below_itself_is_read_only_or_refused() -> None:
     check_counts(domain)
 
 
+@pytest.mark.parametrize("way", ["update", "multicall", "pin"])
+def test_a_pv32_top_level_table_may_not_refer_to_itself(way: str) -> None:
+    """Xen makes its entries writable: there is no linear L3 in get_page_from_l3e for such guests."""
+    domain, parts = make_domain(32)
+    heap = heap_address(parts)
+    address = heap + PAGE_SIZE
+    mfn = mfn_at(domain, address)
+    root = domain.kernel_root * PAGE_SIZE
+    itself = mfn << 12 | PRESENT
+    if way == "pin":
+        domain.memory.entries(mfn)[:4] = domain.memory.entries(domain.kernel_root)[:4]
+        domain.memory.entries(mfn)[1] = itself
+        domain.tables.write_entry(l1_entry_address(domain, address), mfn << 12 | PRESENT | USER)
+        assert mmuext(domain, heap, ("pin_l3_table", mfn, 0)) == -ERRNO.EINVAL
+        check_counts(domain)
+        return
+    own = domain.kernel_root << 12 | PRESENT
+    domain.space.write(heap, (root + 8).to_bytes(8, "little") + own.to_bytes(8, "little"))
+    arguments = (heap, 1, 0, DOMID_SELF)
+    if way == "update":
+        assert call(domain, HYPERCALL["mmu_update"], arguments) == -ERRNO.EINVAL
+    else:
+        words = (HYPERCALL["mmu_update"], 0, *arguments, 0, 0)
+        domain.space.write(heap + 64, b"".join(word.to_bytes(4, "little") for word in words))
+        assert call(domain, HYPERCALL["multicall"], (heap + 64, 1)) == 0
+        assert domain.space.word(heap + 68, 4) == (1 << 32) - ERRNO.EINVAL
+    check_counts(domain)
+
+
 def test_linear_tables_do_not_form_chains() -> None:
     domain, parts = make_domain(64)
     tables = []

@@ -13,9 +13,7 @@ from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.hypercalls import Continue, call
 from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, numbers, struct
-from runtime.backends.xen.machine_memory import MachineMemory
 from runtime.backends.xen.timers import Timers
-from runtime.memory import GuestMemory
 from tests.devices.board import ManualClock
 from tests.xen.domains import check_counts, heap_address, l1_entry_address, make_domain, mfn_at
 
@@ -181,7 +179,7 @@ def test_single_shot_and_periodic_timers() -> None:
 
 @given(ticks=st.integers(0, 1 << 62), hz=st.integers(1_000_000, 6_000_000_000))
 def test_the_published_scale_turns_ticks_into_nanoseconds(ticks: int, hz: int) -> None:
-    timers = Timers(ManualClock(), MachineMemory(GuestMemory(2 << 20)), hz)
+    timers = Timers(ManualClock(), hz)
     mul, shift = timers.scale()
     assert 1 << 31 <= mul < 1 << 32
     scaled = ticks << shift if shift >= 0 else ticks >> -shift

@@ -110,6 +110,7 @@ def test_the_pin_of_the_controllers_is_interrupt_0_and_comes_once_until_its_end(
     for chip, value in ((0x20, 0x11), (0x21, 8), (0x21, 4), (0x21, 1), (0x21, 0xFD)):
         platform.write_port(chip, 1, value)
     platform.pic.set_irq(1, True)  # type: ignore[attr-defined]
+    domain.upcall_mask = False
     assert model.interrupt_waiting()
     domain.events._bit("evtchn_pending", port, False)
     model.interrupt_waiting()

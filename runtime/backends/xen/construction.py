@@ -113,7 +113,7 @@ class Construction:
             space=space,
             events=EventChannels(memory, self.shared_info, self.width, DOMID, wiring.event_pending),
             grants=GrantTable(frames),
-            timers=Timers(machine.clock, memory, TSC_HZ),
+            timers=Timers(machine.clock, TSC_HZ),
             cpu=wiring.cpu,
             shared_info=self.shared_info,
             hole=self.hole.extent,
@@ -169,8 +169,18 @@ class Construction:
             ("console/ring-ref", str(console_mfn)),
             ("console/port", str(console_port)),
             ("control/platform-feature-multiprocessor-suspend", "1"),
-            ("device", ""),
+            ("control/platform-feature-xs_reset_watches", "1"),
+            ("control/shutdown", ""),
+            ("control/feature-poweroff", ""),
+            ("control/feature-reboot", ""),
+            ("control/feature-suspend", ""),
+            ("control/sysrq", ""),
+            ("device/suspend/event-channel", ""),
             ("data", ""),
+            ("drivers", ""),
+            ("feature", ""),
+            ("attr", ""),
+            ("error", ""),
         ):
             self.store.set(f"{home}/{path}", value.encode())
 
@@ -188,7 +198,7 @@ class Construction:
             if pfn >= len(plan.p2m) or not self.write_hypercall_page(plan.p2m[pfn]):
                 raise ImageError(f"the hypercall page at {page:#x} is outside the domain's memory")
         domain.upcall_mask = True
-        domain.publish_time()
+        domain.timers.refresh(domain.publish_time)
         domain.set_wallclock()
 
     def write_hypercall_page(self, mfn: int) -> bool:

@@ -107,7 +107,7 @@ class Domain:
     vm_assist: int = 0
     iopl: int = 0
     nmi_pending: bool = False
-    virtual_cr0: int = 0x8005003B
+    virtual_cr0: int = 0x80050033
     virtual_cr4: int = 0x2660
     fs_base: int = 0
     gs_kernel: int = 0
@@ -172,11 +172,12 @@ class Domain:
         self.memory.store(self.vcpu_info + offset, (address & (1 << 8 * size) - 1).to_bytes(size, "little"))
 
     def publish_time(self) -> None:
-        """Write vcpu_time_info where the guest reads it."""
+        """Write vcpu_time_info where the guest reads it (update_vcpu_system_time)."""
         offset, _ = struct("vcpu_info", self.width).place("time")
-        self.timers.publish(self.vcpu_info + offset)
+        content = self.timers.time_info()
+        self.memory.store(self.vcpu_info + offset, content)
         if self.time_area:
-            self._keep_up_to_date(self.time_area, self.timers.time_info(2))
+            self._keep_up_to_date(self.time_area, content)
 
     def set_wallclock(self) -> None:
         """Seconds since 1970 at system time 0, under an even version number."""

@@ -16,9 +16,9 @@ from runtime.backends.xen.construction import Construction, Wiring
 from runtime.backends.xen.cpuid import pv_cpuid
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Domain
 from runtime.backends.xen.emulate import FORCED_EMULATION, Emulator
-from runtime.backends.xen.frames import PageType
-from runtime.backends.xen.hypercalls import Continue, call
-from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, names, numbers
+from runtime.backends.xen.frames import PageType, XenError
+from runtime.backends.xen.hypercalls import Continue, Leave, call
+from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, names, numbers, struct
 from runtime.backends.xen.machine_memory import GDT_PAGES, LDT_PAGES, TABLE
 from runtime.backends.xen.page_writes import PageTableWrites
 from runtime.backends.xen.selectors import FLAT
@@ -40,7 +40,7 @@ HYPERCALLS = names("hypercall")
 EXITS = {number: f"hypercall {name}" for number, name in HYPERCALLS.items()}
 IRET = numbers("hypercall")["iret"]
 PV32_VECTOR = 0x82
-ENTRY_CR0, ENTRY_CR4 = 0x8005003B, 0x6A0
+ENTRY_CR0, ENTRY_CR4 = 0x80050033, 0x6A0
 CR4_OSXSAVE = 1 << 18
 """Set for a paravirtual guest whatever it writes, since Xen uses XSAVE itself (pv_make_cr4)."""
 HYPERCALL_COST_NS = 500
@@ -200,8 +200,9 @@ class XenHypervisor(Hypervisor):
         self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     def interrupt_waiting(self) -> bool:
-        """Has an unmasked port become pending?"""
-        return self.domain.upcall_pending
+        """Is an upcall due? Asked on each return from Xen: a store that clears the mask makes none come, the
+        guest looks for itself what has become pending meanwhile (test_all_events)."""
+        return self.domain.upcall_pending and not self.domain.upcall_mask
 
     def deliver_interrupt(self) -> None:
         """The event upcall."""
@@ -254,31 +255,46 @@ class XenHypervisor(Hypervisor):
     def _hypercall64(self) -> None:
         cpu = self.machine.cpu
         gpr = cpu.registers
-        number = self._begin()
+        number = self._begin((1 << 64) - 1)
         if number == IRET:
             self._guarded(self.traps.iret)
         else:
             registers = (fl.RDI, fl.RSI, fl.RDX, 10, 8, 9)
             result = self._carry_out(number, [gpr[i] for i in registers])
-            gpr[fl.RCX], gpr[11] = cpu.state.rip, cpu.rflags
-            self._answer(result, registers, FAST_CALL_LENGTH, (1 << 64) - 1)
+            if isinstance(result, Leave):
+                self._leave(result)
+            else:
+                gpr[fl.RCX], gpr[11] = cpu.state.rip, cpu.rflags
+                self._answer(result, registers, FAST_CALL_LENGTH, (1 << 64) - 1)
         self._finish()
 
     def _hypercall32(self) -> None:
         gpr = self.machine.cpu.registers
-        number = self._begin()
+        number = self._begin(0xFFFFFFFF)
         if number == IRET:
             self._guarded(self.traps.iret)
         else:
             registers = (fl.RBX, fl.RCX, fl.RDX, fl.RSI, fl.RDI, fl.RBP)
             result = self._carry_out(number, [gpr[i] & 0xFFFFFFFF for i in registers])
-            self._answer(result, registers, INT_LENGTH, 0xFFFFFFFF)
+            if isinstance(result, Leave):
+                self._leave(result)
+            else:
+                self._answer(result, registers, INT_LENGTH, 0xFFFFFFFF)
         self._finish()
 
-    def _begin(self) -> int:
+    def _leave(self, where: Leave) -> None:
+        """`iret` in a multicall ends it: the guest's accumulator is the result of the entry and of all."""
+        self._guarded(self.traps.iret)
+        layout = struct("multicall_entry", self.width)
+        try:
+            self.domain.space.set_field(where.entry, layout, "result", self.machine.cpu.registers[fl.RAX])
+        except XenError as error:
+            self.domain.log(str(error))
+
+    def _begin(self, mask: int) -> int:
         """Count a hypercall; its number."""
         machine = self.machine
-        number = machine.cpu.registers[fl.RAX] & 0xFFFFFFFF
+        number = machine.cpu.registers[fl.RAX] & mask
         machine.stats.exits[EXITS.get(number, "hypercall unknown number")] += 1
         if machine.tracer is not None:
             name = HYPERCALLS.get(number, "unknown number")
@@ -286,7 +302,7 @@ class XenHypervisor(Hypervisor):
         self.domain.work_done = 0
         return number
 
-    def _carry_out(self, number: int, arguments: Sequence[int]) -> int | Continue:
+    def _carry_out(self, number: int, arguments: Sequence[int]) -> int | Continue | Leave:
         try:
             return call(self.domain, number, arguments)
         except DomainCrashError as crash:
@@ -311,6 +327,7 @@ class XenHypervisor(Hypervisor):
             self._shut_down(domain.shutdown)
         elif domain.blocked:
             self._sleep()
+            domain.publish_time()
         if domain.nmi_pending:
             self._guarded(self.traps.nmi)
         self._watch_mask()
@@ -422,6 +439,7 @@ class XenHypervisor(Hypervisor):
     def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
         """CPUID is faulted and answered by Xen's policy, prefix or not."""
         self.machine.clock.spend_ns(TRAP_COST_NS)
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
         return pv_cpuid(leaf, subleaf, bare, self.domain.timers, self.width)
 
     def counters(self) -> dict[str, int]:

@@ -267,10 +267,11 @@ class PageTables:
     def _take_linear(self, value: int, mfn: int, level: int, table: int) -> bool:
         """A table of the same level below this one, read-only (get_lN_linear_pagetable): may it be?
 
-        A table used so may not itself use another so: loops would keep each other for ever.
+        A table used so may not itself use another so: loops would keep each other for ever. A pv32 guest's
+        top-level table, whose entries Xen makes writable, may not be used so at all.
         """
         frames = self.frames
-        if value & WRITE:
+        if value & WRITE or (self.width == 32 and level == 3):
             return False
         if mfn == table:
             return True

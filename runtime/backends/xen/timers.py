@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from runtime.backends.xen.frames import PhysicalMemory, XenError
+from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.layout import ERRNO, struct
 from runtime.ports import AlarmHandle, Clock
 
@@ -23,18 +23,20 @@ MAX_PERIOD_NS = (1 << 62) - 1
 TSC_STABLE = 1
 WATCHDOGS = 2
 SECOND_NS = 1_000_000_000
+REFRESH_NS = SECOND_NS
+"""How old published time gets (EPOCH of time.c): guests that scale with 32 bits of ns rely on it."""
 CYCLES_PER_NS_SHIFT = 32
 
 
 class Timers:
     """The single-shot and periodic timers of one vcpu, the domain's watchdogs, and the run state."""
 
-    def __init__(self, clock: Clock, memory: PhysicalMemory, tsc_hz: int) -> None:
+    def __init__(self, clock: Clock, tsc_hz: int) -> None:
         self.clock = clock
-        self.memory = memory
         self.tsc_hz = tsc_hz
         self.fired: Callable[[], None] = lambda: None
         self.watchdog_barked: Callable[[], None] = lambda: None
+        self._version = 0
         self._single: AlarmHandle | None = None
         self._periodic: AlarmHandle | None = None
         self._watchdogs: dict[int, AlarmHandle] = {}
@@ -63,12 +65,13 @@ class Timers:
         """2**32 times the ns of a tick, for ticks that are shifted left by `shift` first."""
         return (SECOND_NS << CYCLES_PER_NS_SHIFT - shift) // self.tsc_hz
 
-    def time_info(self, version: int) -> bytes:
-        """struct vcpu_time_info at this moment, under an even version number."""
+    def time_info(self) -> bytes:
+        """struct vcpu_time_info at this moment, under the next even version number."""
         mul, shift = self.scale()
         now = self.now_ns
+        self._version = self._version + 2 & 0xFFFFFFFF
         data = struct("vcpu_time_info", 64).pack(
-            version=version,
+            version=self._version,
             tsc_timestamp=now * self.tsc_hz // SECOND_NS,
             system_time=now,
             tsc_to_system_mul=mul,
@@ -77,11 +80,10 @@ class Timers:
         )
         return bytes(data)
 
-    def publish(self, address: int) -> None:
-        """Write vcpu_time_info at a machine address, with the next version."""
-        at, size = struct("vcpu_time_info", 64).place("version")
-        version = int.from_bytes(self.memory.load(address + at, size), "little")
-        self.memory.store(address, self.time_info((version + 2) & 0xFFFFFFFE))
+    def refresh(self, publish: Callable[[], None]) -> None:
+        """Publish now and every second (local_time_calibration)."""
+        publish()
+        self.clock.schedule_in_background(self.now_ns + REFRESH_NS, lambda: self.refresh(publish))
 
     # -- timers --------------------------------------------------------------------------------
 

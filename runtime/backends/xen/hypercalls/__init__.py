@@ -11,10 +11,11 @@ from runtime.backends.xen.hypercalls import (
     unavailable,
     version,
 )
-from runtime.backends.xen.hypercalls.dispatch import Continue, call
+from runtime.backends.xen.hypercalls.dispatch import Continue, Leave, call
 
 __all__ = [
     "Continue",
+    "Leave",
     "call",
     "cpu",
     "events",

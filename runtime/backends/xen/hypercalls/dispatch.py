@@ -14,9 +14,9 @@ from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.layout import ERRNO, numbers, struct
 
-__all__ = ["Continue", "Handler", "call", "handler"]
+__all__ = ["Continue", "Handler", "Leave", "call", "handler"]
 
-MULTICALL = numbers("hypercall")["multicall"]
+MULTICALL, IRET = (numbers("hypercall")[name] for name in ("multicall", "iret"))
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,14 @@ class Continue:
     arguments: tuple[int, ...]
 
 
-Handler = Callable[[Domain, Sequence[int]], int | Continue]
+@dataclass(frozen=True)
+class Leave:
+    """The guest leaves by HYPERVISOR_iret in the middle of a multicall, at this entry's address."""
+
+    entry: int
+
+
+Handler = Callable[[Domain, Sequence[int]], int | Continue | Leave]
 H = TypeVar("H", bound=Handler)
 _HANDLERS: dict[int, Handler] = {}
 
@@ -41,7 +48,7 @@ def handler(name: str) -> Callable[[H], H]:
     return register
 
 
-def call(domain: Domain, number: int, arguments: Sequence[int]) -> int | Continue:
+def call(domain: Domain, number: int, arguments: Sequence[int]) -> int | Continue | Leave:
     """Carry out one hypercall; the result as a signed number (negative: an error code)."""
     function = _HANDLERS.get(number)
     if function is None:
@@ -55,8 +62,9 @@ def call(domain: Domain, number: int, arguments: Sequence[int]) -> int | Continu
 
 
 @handler("multicall")
-def multicall(domain: Domain, arguments: Sequence[int]) -> int | Continue:
-    """Run a list of calls in order, each with its own result; multicall itself cannot be nested."""
+def multicall(domain: Domain, arguments: Sequence[int]) -> int | Continue | Leave:
+    """Run a list of calls in order, each with its own result; multicall itself cannot be nested, and `iret`
+    ends the list (arch_do_multicall_call: mc_exit)."""
     address, count = arguments[0], arguments[1] & 0xFFFFFFFF
     layout = struct("multicall_entry", domain.width)
     size = domain.width // 8
@@ -68,8 +76,11 @@ def multicall(domain: Domain, arguments: Sequence[int]) -> int | Continue:
             return Continue((at, count - index))
         data = domain.space.read(at, layout.size)
         words = [int.from_bytes(data[i : i + size], "little") for i in range(0, layout.size, size)]
+        if words[0] == IRET:
+            return Leave(at)
         nested = words[0] == MULTICALL
         result = -ERRNO.EINVAL if nested else call(domain, words[0], words[2:8])
+        assert not isinstance(result, Leave), "only a multicall leaves"
         if isinstance(result, Continue):
             left = b"".join(word.to_bytes(size, "little") for word in result.arguments)
             domain.space.write(at + layout.offsets["args"], left)

@@ -183,6 +183,8 @@ def _new_base(domain: Domain, mfn: int, user: bool) -> None:
         raise XenError(ERRNO.EOPNOTSUPP, "pv32 guests have one page-table base")
     old = domain.user_root if user else domain.kernel_root
     if mfn == old:
+        if not user:
+            domain.cpu.flush()
         return
     if mfn or not user:
         domain.tables.get_root(mfn)

@@ -126,10 +126,10 @@ class NativeHypervisor(TranslatedDomain):
 
     # -- figures ---------------------------------------------------------------------------------
 
-    def _begin(self) -> int:
+    def _begin(self, mask: int) -> int:
         state = self.machine.cpu.state
         self._code.exited(caller_of(int(state.rip) - 2) if self.traps.in_kernel else None)
-        return super()._begin()
+        return super()._begin(mask)
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that reached Xen, by name: hypercalls as they came, port I/O always."""

@@ -201,7 +201,7 @@ class TranslatedDomain(XenHypervisor):
             space=GuestSpace(memory, tables, self._root, hole),
             events=EventChannels(memory, shared, 64, DOMID, self._event_pending),
             grants=GrantTable(frames),
-            timers=Timers(machine.clock, memory, TSC_HZ),
+            timers=Timers(machine.clock, TSC_HZ),
             cpu=_ShadowedCpu(self),
             shared_info=shared,
             hole=hole,
@@ -274,7 +274,7 @@ class TranslatedDomain(XenHypervisor):
             domain.tables.get_root(root)
         domain.kernel_root = domain.user_root = root
         domain.upcall_mask = True
-        domain.publish_time()
+        domain.timers.refresh(domain.publish_time)
         layout = struct("shared_info", 64)
         epoch = int(DEFAULT_EPOCH.timestamp())
         for name, value in (("wc_sec", epoch & 0xFFFFFFFF), ("wc_sec_hi", epoch >> 32), ("wc_version", 2)):
@@ -310,7 +310,7 @@ class TranslatedDomain(XenHypervisor):
         """An unmasked port, that of the 8259s among them, which is pending while their output is up."""
         if self.machine.platform.has_interrupt() and self.domain.callbacks:
             self.domain.events.set_pending(self.placement.line_port)
-        return self.domain.upcall_pending
+        return super().interrupt_waiting()
 
     def console_input(self, data: bytes) -> None:
         """Bytes typed at the guest's console: the platform's serial line or keyboard."""

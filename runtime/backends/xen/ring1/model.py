@@ -165,7 +165,7 @@ class XenRing1(XenHypervisor):
             space=GuestSpace(memory, tables, lambda: 0, XEN_HOLE),
             events=EventChannels(memory, shared_info, 32, DOMID, self._event_pending),
             grants=GrantTable(frames),
-            timers=Timers(machine.clock, memory, TSC_HZ),
+            timers=Timers(machine.clock, TSC_HZ),
             cpu=_ShadowCpu(self),
             shared_info=shared_info,
             hole=XEN_HOLE,
@@ -205,7 +205,7 @@ class XenRing1(XenHypervisor):
         self.ring.connect(machine.memory.size + CONSOLE_PAGE * PAGE, lambda: domain.events.notify(port))
         domain.gdt_frames, domain.gdt_entries = [self.gdt_frame], 512
         domain.upcall_mask = True
-        domain.publish_time()
+        domain.timers.refresh(domain.publish_time)
         domain.set_wallclock()
         self.traps = Traps(domain, machine.cpu)
         strings = PortInstructions(machine, view)
@@ -258,7 +258,7 @@ class XenRing1(XenHypervisor):
     def interrupt_waiting(self) -> bool:
         """Has an unmasked port become pending, that of the interrupt controller's pin included?"""
         self.pin.look()
-        return self.domain.upcall_pending
+        return super().interrupt_waiting()
 
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
@@ -324,9 +324,9 @@ class XenRing1(XenHypervisor):
 
     # -- figures ---------------------------------------------------------------------------------
 
-    def _begin(self) -> int:
+    def _begin(self, mask: int) -> int:
         self._code.exited(caller_of(self._linear()))
-        return super()._begin()
+        return super()._begin(mask)
 
     def call_exits(self) -> dict[str, int]:
         """ABI calls that reached Xen, by name: hypercalls as they came, port I/O always."""
