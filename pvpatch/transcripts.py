@@ -96,6 +96,4 @@ def _cut(transcript: bytes, until: str) -> bytes:
 
 def _pairs(left: Sequence[str], right: Sequence[str]) -> list[tuple[str, str]]:
     longest = max(len(left), len(right))
-    return [
-        (left[i] if i < len(left) else "", right[i] if i < len(right) else "") for i in range(longest)
-    ]
+    return [(left[i] if i < len(left) else "", right[i] if i < len(right) else "") for i in range(longest)]

@@ -6,6 +6,7 @@ the CPU reports (`CpuEvents`) and what devices may ask (`MachineControl`).
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,14 +51,19 @@ _CODES_BY_OUTCOME = {
     Outcome.POWERED_OFF: 0,
     Outcome.REBOOTED: 0,
     Outcome.HALTED: 0,
+    Outcome.FAILED: 1,
     Outcome.CRASHED: 4,
     Outcome.TIME_LIMIT: 5,
     Outcome.OUTPUT_LIMIT: 5,
     Outcome.INTERRUPTED: 130,
 }
 
+LAST_WORDS_NS = 1_000_000_000
+"""How long a guest that has said that it failed goes on, so that its message is whole."""
+
 _USER = 3
 _ENDS_OF_ITS_OWN = (Outcome.POWERED_OFF, Outcome.REBOOTED, Outcome.HALTED, Outcome.EXITED)
+_ENDS_OF_A_FAILURE = (*_ENDS_OF_ITS_OWN, Outcome.TIME_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class MachineConfig:
     memory_mib: int = 128
     request: BootRequest = field(default_factory=BootRequest)
     until: str = ""
+    fail_on: tuple[str, ...] = ()
+    """Texts by which a guest says that it has failed; `until` wins over them."""
     max_time_s: float | None = None
     """Guest (virtual) seconds."""
     output_limit: int = OUTPUT_LIMIT
@@ -109,6 +117,9 @@ class Machine:
             show=show,
             limit=config.output_limit,
         )
+        self._failure = ""
+        for text in config.fail_on:
+            self.console.when(text.encode(), functools.partial(self._failed, text.strip()))
         self._started = False
         self.platform = build_platform(self.clock, self.memory, self.console, self)
         self.hypervisor: Hypervisor = backend.attach(self)
@@ -244,6 +255,13 @@ class Machine:
             self._end = (outcome, detail, code)
         self.cpu.request_stop()
 
+    def _failed(self, text: str) -> None:
+        """The console has shown that the guest failed: however it ends now, that is its end."""
+        self._failure = self._failure or text
+        self.clock.schedule_in_background(
+            self.clock.now_ns + LAST_WORDS_NS, lambda: self.end(Outcome.FAILED, self._failure)
+        )
+
     def crash(self, reason: str, event: Event | None = None) -> None:
         """The guest cannot go on."""
         if self._end is None:
@@ -254,6 +272,8 @@ class Machine:
         assert self._end is not None
         self.console.flush()
         outcome, detail, code = self._end
+        if self._failure and outcome in _ENDS_OF_A_FAILURE:
+            outcome, detail, code = Outcome.FAILED, self._failure, None
         if code is None:
             code = _CODES_BY_OUTCOME[outcome]
         if self.config.until and outcome in _ENDS_OF_ITS_OWN:

@@ -17,6 +17,7 @@ class Outcome(enum.Enum):
     REBOOTED = "the guest asked for a reboot"
     EXITED = "the guest wrote an exit code"
     HALTED = "the guest halted for ever"
+    FAILED = "the guest said that it failed"
     CRASHED = "the guest crashed"
     TIME_LIMIT = "the limit of guest time was reached"
     OUTPUT_LIMIT = "the limit of console output was reached"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from runtime.terminal import DrawnScreen, is_screen
 
@@ -13,6 +14,15 @@ OUTPUT_LIMIT = 32 << 20
 
 _SCREEN_SAMPLE = 8192
 """Bytes of recent output that are looked at to tell a full-screen program."""
+
+
+@dataclass
+class _Wait:
+    """A text that somebody waits for; no match begins before `start`."""
+
+    text: bytes
+    start: int
+    callback: Callable[[], None]
 
 
 class Transcript:
@@ -35,7 +45,7 @@ class Transcript:
         self._unshown = bytearray()
         self._found = False
         self._screen: DrawnScreen | None = None
-        self._waits: list[tuple[bytes, int, Callable[[], None]]] = []
+        self._waits: list[_Wait] = []
 
     def write(self, data: bytes) -> None:
         """Take what the guest printed; beyond the limit it is dropped."""
@@ -78,15 +88,16 @@ class Transcript:
 
     def when(self, text: bytes, callback: Callable[[], None]) -> None:
         """Call `callback` once, as soon as `text` is printed from now on (at once when it is empty)."""
-        self._waits.append((text, len(self._content), callback))
+        self._waits.append(_Wait(text, len(self._content), callback))
         self._check_waits()
 
     def _check_waits(self) -> None:
         for wait in list(self._waits):
-            text, start, callback = wait
-            if self._content.find(text, start) >= 0:
+            if self._content.find(wait.text, wait.start) >= 0:
                 self._waits.remove(wait)
-                callback()
+                wait.callback()
+            else:
+                wait.start = max(wait.start, len(self._content) - len(wait.text) + 1)
 
     @property
     def found(self) -> bool:

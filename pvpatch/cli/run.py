@@ -29,6 +29,8 @@ from runtime.trace import JsonLinesTracer
 __all__ = ["run_command"]
 
 _INTERRUPTED = 130
+PANIC_TEXTS = ("Kernel panic - not syncing", "\npanic ", "\npanic: ")
+"""What Linux says (kernel/panic.c), and GNU Mach and older Mach (kern/debug.c), at a line's beginning."""
 
 
 def _read(path: str, what: str) -> bytes:
@@ -85,10 +87,15 @@ def run_command(
     module: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="multiboot module, with arguments after a space")
     ] = None,
-    memory: Annotated[
-        int, typer.Option(metavar="MIB", help=f"{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")
-    ] = 512,
+    memory: Annotated[int, typer.Option(metavar="MIB", help=f"{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")] = 512,
     until: Annotated[str, typer.Option(metavar="TEXT", help="end with 0 when the console shows it")] = "",
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="end with 1 when the console shows it, instead of the panics of Linux and Mach; '' for none",
+        ),
+    ] = None,
     max_time: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="end with 5 after this much guest time")
     ] = None,
@@ -117,6 +124,7 @@ def run_command(
         memory_mib=memory,
         request=request,
         until=until,
+        fail_on=tuple(filter(None, PANIC_TEXTS if fail_on is None else fail_on)),
         max_time_s=max_time,
         typed=keys,
         typed_after=typed_after,

@@ -21,9 +21,7 @@ def kernel(path: Path, text: str) -> Path:
     """A multiboot ELF32 kernel with one segment: header, multiboot header, code."""
     header_size = 0x60
     code = assemble(text, 32, BASE + header_size).code
-    multiboot = b"".join(
-        value.to_bytes(4, "little") for value in (0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF)
-    )
+    multiboot = b"".join(value.to_bytes(4, "little") for value in (0x1BADB002, 0, -0x1BADB002 & 0xFFFFFFFF))
     total = header_size + len(code)
     elf = bytearray(b"\x7fELF\x01\x01\x01" + bytes(9))
     for value, size in (
