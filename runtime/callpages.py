@@ -11,13 +11,16 @@ from pvpatch.abi.layout import (
     HEADER_SIZE,
     LOCATOR_ALIGN,
     LOCATOR_MAGIC,
+    ORIGIN_SIZE,
     Cell,
     Header,
     Locator,
+    Origin,
     slot_offset,
     unpack_cells,
     unpack_header,
     unpack_locator,
+    unpack_origins,
 )
 from pvpatch.abi.spec import load_spec
 from runtime.boot.model import BootSegment
@@ -42,11 +45,12 @@ class CallPage:
 
 @dataclass(frozen=True)
 class PatchedImage:
-    """What the runtime knows of a patched image: its locator, call pages and cells."""
+    """What the runtime knows of a patched image: its locator, call pages, cells, and what its code stands for."""
 
     locator: Locator
     pages: tuple[CallPage, ...]
     cells: tuple[Cell, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
 
 def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None:
@@ -61,7 +65,10 @@ def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None
                 locator = unpack_locator(segment.data, at)
                 start = locator.resident_phys - segment.paddr
                 return PatchedImage(
-                    locator, _pages(locator, segment.data, start), _cells(locator, segment.data, start)
+                    locator,
+                    _pages(locator, segment.data, start),
+                    _cells(locator, segment.data, start),
+                    _origins(locator, segment.data, start),
                 )
             at = segment.data.find(LOCATOR_MAGIC, at + 1)
     return None
@@ -93,6 +100,16 @@ def _cells(locator: Locator, data: bytes, start: int) -> tuple[Cell, ...]:
     if not locator.off_page32:
         raise ImageError("the patched image has cells and no call page of their width")
     return cells
+
+
+def _origins(locator: Locator, data: bytes, start: int) -> tuple[Origin, ...]:
+    if not locator.off_origins:
+        return ()
+    place = start + locator.off_origins
+    table = data[place : place + locator.origin_count * ORIGIN_SIZE] if place >= 0 else b""
+    if len(table) < locator.origin_count * ORIGIN_SIZE:
+        raise ImageError("the origin table lies outside the segment with its locator")
+    return unpack_origins(table)
 
 
 def install_page(memory: GuestMemory, page: CallPage, code: bytes) -> None:

@@ -36,6 +36,7 @@ from runtime.outcome import CrashReport, Outcome, RunResult
 from runtime.stats import Stats
 from runtime.trace import Tracer
 from runtime.transcript import OUTPUT_LIMIT, Transcript
+from runtime.unwind.presenter import Presenter
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -126,6 +127,7 @@ class Machine:
         self._started = True
         self._watcher = self._build_watcher()
         self._calls: CallCounter | None = None
+        self.presenter: Presenter | None = None
 
     def _check_width(self) -> None:
         if self.image.width not in self.capabilities.widths:
@@ -171,6 +173,7 @@ class Machine:
                 if code is not None:
                     install_page(self.memory, page, code)
             self._calls = CallCounter(self.cpu, self.patched)
+            self.presenter = Presenter(self.patched, self.cpu, self.memory, self.linear)
         self._enter(self.hypervisor.start(entry))
         if self.config.typed:
             self.console.when(
@@ -323,6 +326,8 @@ class Machine:
     def deliver(self, event: Event) -> None:
         """Deliver through the guest's IDT; a triple fault ends the run."""
         self.clock.spend_ns(EXCEPTION_COST_NS)
+        if self.presenter is not None:
+            self.presenter.present(event)
         if event.external:
             self.stats.interrupts[event.vector] += 1
         self.trace(

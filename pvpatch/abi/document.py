@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pvpatch.abi.errors import UsageError
-from pvpatch.abi.layout import CELL, HEADER, LOCATOR, Structure, vcpu_page
+from pvpatch.abi.layout import CELL, HEADER, LOCATOR, ORIGIN, Structure, vcpu_page
 from pvpatch.abi.mappings import MappingRow, load_mappings
 from pvpatch.abi.spec import Argument, Call, Form, load_spec
 
@@ -94,7 +94,7 @@ def document() -> dict[str, Any]:
             {"instruction": k.insn, "widths": list(k.widths), "rest": k.rest, "reason": k.reason}
             for k in spec.kept
         ],
-        "structures": [_structure(item) for item in (HEADER, LOCATOR, CELL, vcpu_page())],
+        "structures": [_structure(item) for item in (HEADER, LOCATOR, CELL, ORIGIN, vcpu_page())],
         "mappings": mappings,
     }
 

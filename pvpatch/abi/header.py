@@ -12,6 +12,7 @@ from pvpatch.abi.layout import (
     HEADER,
     LOCATOR,
     LOCATOR_VERSION,
+    ORIGIN,
     Field,
     Structure,
     vcpu_page,
@@ -103,7 +104,7 @@ def c_header(spec: Spec | None = None) -> str:
         lines += ["", f"/* {group.title}. {group.why} */"]
         lines += [_call(call) for call in spec.in_group(group.name)]
     lines += [""]
-    structures = (HEADER, LOCATOR, CELL, vcpu_page())
+    structures = (HEADER, LOCATOR, CELL, ORIGIN, vcpu_page())
     for structure in structures:
         lines += _structure(structure)
     lines += ["#if defined(__STDC_VERSION__) && __STDC_VERSION__ >= 201112L"]

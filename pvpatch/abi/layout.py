@@ -26,29 +26,35 @@ __all__ = [
     "LOCATOR_MAGIC",
     "LOCATOR_SIZE",
     "LOCATOR_VERSION",
+    "ORIGIN",
+    "ORIGIN_SIZE",
     "SLOT_SIZE",
     "VCPU_PAGE_SIZE",
     "Cell",
     "Field",
     "Header",
     "Locator",
+    "Origin",
     "Structure",
     "find_locators",
     "pack_cells",
     "pack_header",
     "pack_locator",
+    "pack_origins",
     "slot_offset",
     "unpack_cells",
     "unpack_header",
     "unpack_locator",
+    "unpack_origins",
     "vcpu_page",
 ]
 
 LOCATOR_MAGIC = b"PVPATCH-LOCATOR\0"
-LOCATOR_VERSION = 1
-LOCATOR_SIZE = 64
+LOCATOR_VERSION = 2
+LOCATOR_SIZE = 80
 LOCATOR_ALIGN = 16
 CELL_SIZE = 16
+ORIGIN_SIZE = 12
 VCPU_PAGE_SIZE = 4096
 
 CALL_PAGE_SIZE = load_spec().page_size
@@ -159,6 +165,9 @@ LOCATOR = _lay_out(
         Field("off_entry_stub", 4, "offset of the code that runs first, 0 none"),
         Field("off_cells", 4, "offset of the cell table in the resident, 0 none (since 1.1)"),
         Field("cell_count", 4, "records in the cell table"),
+        Field("off_origins", 4, "offset of the origin table in the resident, 0 none (since 1.2)"),
+        Field("origin_count", 4, "records in the origin table"),
+        Field("reserved", 4, "zero", 2),
         Field("crc32", 4, "of the preceding bytes (ISO 3309)"),
     ],
 )
@@ -174,6 +183,21 @@ CELL = _lay_out(
         Field("length", 2, "bytes until the code behind it"),
         Field("width", 2, "of the code, bits"),
         Field("reserved", 4, "zero"),
+    ],
+)
+
+ORIGIN = _lay_out(
+    "pv_origin",
+    "One record of the origin table, sorted by offset: from here on, code stands for one of the guest's"
+    " instructions (since 1.2).",
+    ORIGIN_SIZE,
+    [
+        Field("offset", 4, "of the code, from the start of the resident", signed=True),
+        Field(
+            "origin", 4, "of the guest's instruction, from the same place as the code sees both", signed=True
+        ),
+        Field("anchor", 2, "what the return address on the stack stands for, from the origin", signed=True),
+        Field("flags", 2, "1 a return address is on the stack, 2 leaves by a jump to a slot, 4 overwritten"),
     ],
 )
 
@@ -301,6 +325,8 @@ class Locator:
     off_entry_stub: int = 0
     off_cells: int = 0
     cell_count: int = 0
+    off_origins: int = 0
+    origin_count: int = 0
 
     @property
     def count(self) -> int:
@@ -309,7 +335,7 @@ class Locator:
 
 
 def pack_locator(locator: Locator) -> bytes:
-    """64 bytes of a locator record."""
+    """80 bytes of a locator record."""
     body = struct.pack(
         LOCATOR.format,
         LOCATOR_MAGIC,
@@ -323,6 +349,10 @@ def pack_locator(locator: Locator) -> bytes:
         locator.off_entry_stub,
         locator.off_cells,
         locator.cell_count,
+        locator.off_origins,
+        locator.origin_count,
+        0,
+        0,
         0,
     )
     return body[:-4] + struct.pack("<I", zlib.crc32(body[:-4]))
@@ -336,17 +366,24 @@ def unpack_locator(data: bytes, offset: int = 0) -> Locator:
     values = struct.unpack(LOCATOR.format, record)
     if values[-1] != zlib.crc32(record[:-4]):
         raise ImageError("the locator of the patched image is damaged", "its checksum is wrong")
-    _, version, count, size, phys, virt, page32, page64, stub, cells, cell_count = values[:11]
+    _, version, count, size, phys, virt, page32, page64, stub, cells, cell_count, origins, origin_count = (
+        values[:13]
+    )
     if version != LOCATOR_VERSION:
-        raise ImageError(f"the locator has version {version}, this release knows {LOCATOR_VERSION}")
-    locator = Locator(size, phys, virt, page32, page64, stub, cells, cell_count)
-    if locator.count != count or bool(cells) != bool(cell_count):
+        raise ImageError(
+            f"the locator has version {version}, this release knows {LOCATOR_VERSION}",
+            "revert the image and patch it again with this release",
+        )
+    locator = Locator(size, phys, virt, page32, page64, stub, cells, cell_count, origins, origin_count)
+    if locator.count != count or bool(cells) != bool(cell_count) or bool(origins) != bool(origin_count):
         raise ImageError("the locator of the patched image contradicts itself")
     for start in (page32, page64):
         if start and start + CALL_PAGE_SIZE > size:
             raise ImageError("a call page lies outside the resident block")
     if cells + cell_count * CELL_SIZE > size:
         raise ImageError("the cell table lies outside the resident block")
+    if origins + origin_count * ORIGIN_SIZE > size:
+        raise ImageError("the origin table lies outside the resident block")
     return locator
 
 
@@ -381,6 +418,53 @@ def unpack_cells(data: bytes, resident_size: int) -> tuple[Cell, ...]:
         if width != spec.cells.width or length < spec.cells.least or offset + length > resident_size:
             raise ImageError("the cell table of the patched image is damaged")
         found.append(Cell(offset, number, form, length, width))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Code of the resident and the guest's instruction that it stands for: where an event in that code is
+    the guest's to see. Offsets in bytes from the start of the resident, as the code sees both.
+
+    ``anchor``: where the code was reached by a call, the distance from the instruction to the address that
+    the return address on the stack stands for; else None. ``leaves``: it goes on in a slot that does not
+    return. ``overwritten``: the instruction's own bytes are no longer there.
+    """
+
+    offset: int
+    origin: int
+    anchor: int | None = None
+    leaves: bool = False
+    overwritten: bool = False
+
+
+_CALLED, _LEAVES, _OVERWRITTEN = 1, 2, 4
+
+
+def pack_origins(origins: Iterable[Origin]) -> bytes:
+    """The origin table, sorted; struct.error for a distance that does not fit."""
+    return b"".join(
+        struct.pack(
+            ORIGIN.format,
+            item.offset,
+            item.origin,
+            item.anchor or 0,
+            (_CALLED if item.anchor is not None else 0)
+            | (_LEAVES if item.leaves else 0)
+            | (_OVERWRITTEN if item.overwritten else 0),
+        )
+        for item in sorted(origins, key=lambda item: item.offset)
+    )
+
+
+def unpack_origins(data: bytes) -> tuple[Origin, ...]:
+    """The records of a table; ImageError for one that is not sorted or holds flags of a later version."""
+    found = []
+    for offset, origin, anchor, flags in struct.iter_unpack(ORIGIN.format, data):
+        if flags & ~(_CALLED | _LEAVES | _OVERWRITTEN) or (found and offset < found[-1].offset):
+            raise ImageError("the origin table of the patched image is damaged")
+        called = anchor if flags & _CALLED else None
+        found.append(Origin(offset, origin, called, bool(flags & _LEAVES), bool(flags & _OVERWRITTEN)))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pvpatch.abi.layout import CELL, HEADER, LOCATOR, Structure, vcpu_page
+from pvpatch.abi.layout import CELL, HEADER, LOCATOR, ORIGIN, Structure, vcpu_page
 from pvpatch.abi.mappings import Mapping, MappingRow, load_mappings
 from pvpatch.abi.page import bare_slots
 from pvpatch.abi.spec import Argument, Call, Form, Spec, load_spec
@@ -207,7 +207,7 @@ def reference(spec: Spec | None = None) -> str:
     ]
     lines += _table(("instruction", "why"), kept)
     lines += ["## Layouts", "", "Little endian, no hidden padding.", ""]
-    for structure in (HEADER, LOCATOR, CELL, vcpu_page()):
+    for structure in (HEADER, LOCATOR, CELL, ORIGIN, vcpu_page()):
         lines += _structure(structure)
     lines += ["## Other interfaces", ""]
     for mapping in mappings:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
 
-__all__ = ["Assembly", "Encoded", "Item", "Label", "Place"]
+__all__ = ["Assembly", "Encoded", "Item", "Label", "Place", "Stand"]
 
 GPR64 = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
 GPR32 = ("EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI", *(f"R{n}D" for n in range(8, 16)))
@@ -95,10 +95,21 @@ class Item:
 
 
 @dataclass(frozen=True)
+class Stand:
+    """From ``offset`` in the code on, what runs stands for the guest's instruction at ``address``;
+    ``leaves``: it goes on in a slot that does not come back."""
+
+    offset: int
+    address: int
+    leaves: bool = False
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Bytes of an assembly at one address, with the instructions as they were meant.
 
-    ``homes`` says where the code for each of the guest's instructions begins now.
+    ``homes`` says where the code for each of the guest's instructions begins now, ``stands`` what each
+    piece of the code stands for, in order.
     """
 
     address: int
@@ -106,6 +117,7 @@ class Encoded:
     starts: tuple[int, ...]
     items: tuple[Item, ...]
     homes: Mapping[int, int]
+    stands: tuple[Stand, ...] = ()
 
 
 @dataclass
@@ -116,6 +128,7 @@ class Assembly:
     items: list[Item] = field(default_factory=list)
     _labels: dict[Label, int] = field(default_factory=dict)
     _homes: dict[int, int] = field(default_factory=dict)
+    _stands: list[tuple[int, int, bool]] = field(default_factory=list)
 
     @property
     def word(self) -> int:
@@ -139,6 +152,10 @@ class Assembly:
     def mark(self, address: int) -> None:
         """The code for the guest's instruction at ``address`` begins here."""
         self._homes[address] = len(self.items)
+
+    def stand_for(self, address: int, *, leaves: bool = False) -> None:
+        """What follows stands for the guest's instruction at ``address``; see ``Stand``."""
+        self._stands.append((len(self.items), address, leaves))
 
     def pointer(self, place: Place) -> MemoryOperand:
         """The iced operand of a place."""
@@ -315,7 +332,8 @@ class Assembly:
             data += encoder.take_buffer()
             finished.append(Item(instruction, None, item.origin))
         homes = {origin: address + starts[index] for origin, index in self._homes.items()}
-        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes)
+        stands = tuple(Stand(starts[index], place, leaves) for index, place, leaves in self._stands)
+        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes, stands)
 
     def size(self, address: int) -> int:
         """Bytes that ``encode`` would give."""

@@ -164,11 +164,22 @@ def _request(image: Image, context: Context, window: Window, pieces: tuple[Piece
             if site.stackless
         )
         delta = segment.vaddr - segment.paddr
-        return ThunkRequest(window.start, window.bits, delta, compose, cells=cells)
+        return ThunkRequest(
+            window.start, window.bits, delta, compose, cells=cells, end=window.end, cave=window.cave
+        )
     anchor = window.entry + context.reach.size(window.bits)
     called = needs_return_address(context, window)
     compose = partial(_compose_absolute, window.bits, pieces, anchor, end, called)
-    return ThunkRequest(window.start, window.bits, 0, compose, pointer=True)
+    return ThunkRequest(
+        window.start,
+        window.bits,
+        0,
+        compose,
+        pointer=True,
+        end=window.end,
+        cave=window.cave,
+        anchor=anchor if called else None,
+    )
 
 
 def _compose_absolute(

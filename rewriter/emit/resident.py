@@ -15,8 +15,10 @@ from pvpatch.abi.layout import (
     LOCATOR_SIZE,
     Cell,
     Locator,
+    Origin,
     pack_cells,
     pack_locator,
+    pack_origins,
     slot_offset,
 )
 from pvpatch.abi.page import build_bare_page
@@ -44,7 +46,10 @@ class CellRequest:
 @dataclass(frozen=True)
 class ThunkRequest:
     """A thunk to be placed: its window's address, width, the distance virtual - physical that its
-    code sees, and the code for a given function from call numbers to slot addresses."""
+    code sees, and the code for a given function from call numbers to slot addresses.
+
+    ``end`` is the address behind the window, ``cave`` that of a jump on the way to the thunk, ``anchor``
+    what the return address on the stack stands for where the site calls."""
 
     window: int
     bits: int
@@ -52,6 +57,9 @@ class ThunkRequest:
     compose: Callable[[Callable[[int], int]], Assembly]
     pointer: bool = False
     cells: tuple[CellRequest, ...] = ()
+    end: int = 0
+    cave: int | None = None
+    anchor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,13 @@ def build_resident(
         for cell in request.cells
     }
     cell_table = pack_cells(cells.values())
-    size = end + len(cell_table)
+    origins = [
+        origin
+        for request in requests
+        for origin in _origins(request, thunks[request.window], offsets[request.window], physical)
+    ]
+    origin_table = pack_origins(origins)
+    size = end + len(cell_table) + len(origin_table)
     buffer = _up(size, PAGE)
     memory_size = buffer + MAP_BUFFER + STACK
     place = StubPlace(
@@ -141,6 +155,8 @@ def build_resident(
         off_entry_stub=layout.stub if stub.code else 0,
         off_cells=end if cells else 0,
         cell_count=len(cells),
+        off_origins=end + len(cell_table) if origins else 0,
+        origin_count=len(origins),
     )
     parts = [Part("locator", 0, pack_locator(locator))]
     if table:
@@ -153,6 +169,8 @@ def build_resident(
     parts += [Part(f"thunk of {window:#x}", offsets[window], code.data) for window, code in thunks.items()]
     if cell_table:
         parts.append(Part("cell table", end, cell_table))
+    if origin_table:
+        parts.append(Part("origin table", end + len(cell_table), origin_table))
     return Resident(physical, tuple(parts), thunks, offsets, cells, pointers, stub, size, memory_size)
 
 
@@ -200,6 +218,32 @@ def _cell(request: CellRequest, thunk: Encoded, offset: int) -> Cell:
     if not length:
         raise ValueError("a cell is too short")
     return Cell(offset + thunk.starts[first], request.call, request.form, length)
+
+
+def _origins(request: ThunkRequest, thunk: Encoded, offset: int, physical: int) -> list[Origin]:
+    """What a thunk's code stands for, and the jump in a cave on the way to it.
+
+    Only at the window's first byte the image leads back to the thunk; the rest of it is overwritten.
+    """
+    base, mask = physical + request.delta, (1 << request.bits) - 1
+
+    def distance(address: int) -> int:
+        away = address - base & mask
+        return away - mask - 1 if away >> request.bits - 1 else away
+
+    found = [
+        Origin(
+            offset + stand.offset,
+            distance(stand.address),
+            None if request.anchor is None else request.anchor - stand.address,
+            stand.leaves,
+            request.window < stand.address < request.end,
+        )
+        for stand in thunk.stands
+    ]
+    if request.cave is not None:
+        found.append(Origin(distance(request.cave), distance(request.window)))
+    return found
 
 
 def _pointer_table(

@@ -53,6 +53,7 @@ def compose_relative(
         else:
             relocate(asm, piece.instruction)
     if end is not None:
+        asm.stand_for(end)
         asm.jump(end)
     return asm
 
@@ -86,6 +87,7 @@ def compose_absolute(
         else:
             relocate(asm, piece.instruction)
     if called and end is not None and not is_direct_call(pieces[-1].instruction):
+        asm.stand_for(end)
         finish_absolute(asm, anchor, end)
     return asm
 
@@ -108,6 +110,8 @@ def _labels(pieces: tuple[Piece, ...]) -> dict[int, Label]:
 
 def _mark(asm: Assembly, labels: dict[int, Label], piece: Piece) -> None:
     asm.mark(piece.instruction.ip)
+    leaves = piece.binding is not None and piece.binding.jump and not piece.cell
+    asm.stand_for(piece.instruction.ip, leaves=leaves)
     if piece.instruction.ip in labels:
         asm.place(labels[piece.instruction.ip])
 

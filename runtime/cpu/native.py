@@ -252,6 +252,11 @@ _COUNT = """
     inc qword ptr [rcx]
     ret
 """
+# void note(uc, u64 address, u32 size, u64 *last)
+_NOTE = """
+    mov qword ptr [rcx], rsi
+    ret
+"""
 # u64 read(uc, u64 offset, u32 size, void *): an empty bus floats high
 _OPEN_BUS_READ = """
     mov rax, -1
@@ -284,6 +289,7 @@ class NativeCode:
         self.new_block = self._place(_NEW_BLOCK)
         self.fill_tlb = self._place(walker_source(_FIELD))
         self.count = self._place(_COUNT)
+        self.note = self._place(_NOTE)
         self.descriptors = self._place(_DESCRIPTORS)
         self.open_bus_read = self._place(_OPEN_BUS_READ)
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)

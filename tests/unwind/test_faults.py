@@ -1,0 +1,150 @@
+"""What a handler is shown of a fault in patched code: what the unpatched kernel's handler is shown."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pvpatch.bootimage import boot_image
+from rewriter.emit.produce import Produced, patch_image
+from rewriter.image import parse_image
+from runtime.backends import backend_named
+from runtime.machine import Machine, MachineConfig
+from runtime.outcome import Outcome, RunResult
+from tests.unwind.kernels import FIELDS, UNMAPPED, kernel
+
+Record = dict[str, int]
+
+RING0 = [(32, "bare"), (32, "kvm"), (64, "bare"), (64, "kvm")]
+OUTER = [(32, "xen"), (32, "lguest"), (32, "vmi"), (64, "xen")]
+RF, ARITHMETIC_AND_CONTROL = 0x10000, 0x240ED5
+
+FAR = f"[{UNMAPPED}]"
+SNIPPETS32 = {
+    "mov ds": "mov ds, bx",
+    "mov es": "mov es, bx",
+    "mov fs": "mov fs, si",
+    "mov gs": "mov gs, di",
+    "mov ss": "mov ss, bx",
+    "not present": "mov eax, 0x18\n mov ds, ax",
+    "mov ds, memory": f"mov ds, {FAR}",
+    "pop ds": "push 0x33\n pop ds",
+    "pop es": "push 0x33\n pop es",
+    "les": f"les edx, {FAR}",
+    "lds": "mov dword ptr [scratch], 0x12345678\n mov word ptr [scratch+4], 0x33\n lds edx, [scratch]",
+    "lgdt": f"lgdt {FAR}",
+    "lidt": f"lidt {FAR}",
+    "sgdt": f"sgdt {FAR}",
+    "sidt": f"sidt {FAR}",
+    "smsw": f"smsw {FAR}",
+    "lmsw": f"lmsw {FAR}",
+    "sldt": f"sldt {FAR}",
+    "str": f"str {FAR}",
+    "lldt": "lldt bx",
+    "ltr": "ltr cx",
+    "lldt, memory": f"lldt {FAR}",
+    "ljmp": "ljmp 0x33, here\nhere:\n nop",
+    "ljmp, null": "ljmp 0, here\nhere:\n nop",
+    "lcall": "lcall 0x33, here\nhere:\n nop",
+    "retf": "push 0x33\n push here\n retf\nhere:\n nop",
+    "iretd": "push 2\n push 0x33\n push here\n iretd\nhere:\n nop",
+    "iretd, not present": "push 2\n push 0x20\n push here\n iretd\nhere:\n nop",
+    "insb": f"mov edi, {UNMAPPED}\n mov edx, 0x3fd\n insb",
+    "outsb": f"mov esi, {UNMAPPED}\n mov edx, 0x80\n outsb",
+    "rep insd": f"mov edi, {UNMAPPED}\n mov edx, 0x80\n mov ecx, 3\n rep insd",
+    "int": "int 0x77",
+    "in front": f"mov ebx, {FAR}\n cli\n nop\n nop",
+    "behind": f"cli\n mov ebx, {FAR}\n nop",
+    "between": f"cli\n mov {FAR}, ebx\n sti\n cli\n nop",
+    "push, then": f"push ebx\n push ecx\n cli\n mov eax, [esp+0xc0000000+{UNMAPPED & 0xFFF}]\n nop",
+    "division": "mov ecx, 0\n cli\n div ecx\n nop",
+    "flags": f"mov eax, 5\n cmp eax, 7\n std\n cli\n mov bl, {FAR}\n nop",
+    "out": f"out dx, al\n mov eax, {FAR}\n nop",
+    "pushfd": f"pushfd\n mov eax, {FAR}\n nop",
+    "cr": f"mov eax, cr0\n mov edx, {FAR}\n nop",
+    "lea": f"mov eax, cr4\n lea edi, [eax+ecx*2]\n cli\n xchg ebx, {FAR}\n nop",
+}  # fmt: skip
+SNIPPETS64 = {
+    "mov ds": "mov ds, bx",
+    "mov fs": "mov fs, si",
+    "mov ss": "mov ss, bx",
+    "not present": "mov eax, 0x18\n mov ds, ax",
+    "mov ds, memory": "mov r9d, UNMAPPED\n mov ds, [r9]",
+    "pop fs": "push 0x33\n pop fs",
+    "lgdt": "mov r10d, UNMAPPED\n lgdt [r10]",
+    "sgdt": "mov r10d, UNMAPPED\n sgdt [r10+8]",
+    "sidt": "mov eax, UNMAPPED\n sidt [rax]",
+    "smsw": "mov eax, UNMAPPED\n smsw [rax]",
+    "lldt": "lldt bx",
+    "ltr": "ltr cx",
+    "retfq": "push 0x33\n lea rax, [rip+here]\n push rax\n retfq\nhere:\n nop",
+    "iretq": "push 0x10\n push STACK\n push 2\n push 0x33\n lea rax, [rip+here]\n push rax\n iretq\nhere:\n nop",
+    "insb": "mov edi, UNMAPPED\n mov edx, 0x3fd\n insb",
+    "rep outsd": "mov esi, UNMAPPED\n mov edx, 0x80\n mov ecx, 3\n rep outsd",
+    "int": "int 0x77",
+    "in front": "mov r9d, UNMAPPED\n mov rbx, [r9]\n cli\n nop\n nop",
+    "behind": "mov r9d, UNMAPPED\n cli\n mov rbx, [r9]\n nop",
+    "between": "mov r9d, UNMAPPED\n cli\n mov [r9], rbx\n sti\n cli\n nop",
+    "division": "mov ecx, 0\n cli\n div rcx\n nop",
+    "rip": "mov r9d, UNMAPPED\n mov rax, [rip+here]\n cli\n mov rax, [r9+rax]\nhere:\n nop",
+}  # fmt: skip
+SNIPPETS = {32: SNIPPETS32, 64: SNIPPETS64}
+CASES = [(bits, backend, name) for bits, backend in (*RING0, *OUTER) for name in SNIPPETS[bits]]
+
+
+@cache
+def original(bits: int) -> bytes:
+    return kernel(bits, tuple(SNIPPETS[bits].values()))[0]
+
+
+@cache
+def patched(bits: int) -> Produced:
+    return patch_image(parse_image(original(bits), Path("kernel")))
+
+
+def run(data: bytes, backend: str) -> RunResult:
+    config = MachineConfig(memory_mib=16, max_time_s=1.0)
+    image = boot_image(parse_image(data, Path("kernel")))
+    result = Machine(config, image, backend_named(backend)).run()
+    assert result.outcome is Outcome.EXITED, f"{result.detail}\n{result.crash}"
+    return result
+
+
+def records(text: bytes, bits: int) -> dict[int, list[Record]]:
+    """What the handlers saw, by snippet."""
+    names, word = FIELDS(bits), bits // 8
+    found: dict[int, list[Record]] = {}
+    for at in range(0, len(text), word * len(names)):
+        values = [int.from_bytes(text[p : p + word], "little") for p in range(at, at + word * len(names), word)]
+        record = dict(zip(names, values, strict=True))
+        record["flags"] &= ARITHMETIC_AND_CONTROL
+        if record["vector"] != 14:
+            del record["cr2"]
+        found.setdefault(record["snippet"], []).append(record)
+    return found
+
+
+@cache
+def seen(bits: int, backend: str, *, unpatched: bool = False) -> dict[int, list[Record]]:
+    data = original(bits) if unpatched else patched(bits).file
+    return records(run(data, backend).transcript, bits)
+
+
+def text_of(record: Record) -> dict[str, str]:
+    return {name: f"{value:#x}" for name, value in record.items()}
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_every_snippet_faults_once(bits: int) -> None:
+    plain = seen(bits, "bare", unpatched=True)
+    faults = {name: len(plain.get(index, ())) for index, name in enumerate(SNIPPETS[bits])}
+    assert faults == dict.fromkeys(SNIPPETS[bits], 1)
+
+
+@pytest.mark.parametrize(("bits", "backend", "name"), CASES)
+def test_a_fault_is_shown_at_the_site_with_the_sites_registers(bits: int, backend: str, name: str) -> None:
+    number = list(SNIPPETS[bits]).index(name)
+    expected = [text_of(record) for record in seen(bits, "bare", unpatched=True)[number]]
+    assert [text_of(record) for record in seen(bits, backend).get(number, ())] == expected
