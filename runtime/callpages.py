@@ -45,7 +45,7 @@ class CallPage:
 
 @dataclass(frozen=True)
 class PatchedImage:
-    """What the runtime knows of a patched image: its locator, call pages, cells, and what its code stands for."""
+    """What the runtime knows of a patched image: locator, call pages, cells, and what its code stands for."""
 
     locator: Locator
     pages: tuple[CallPage, ...]

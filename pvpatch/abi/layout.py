@@ -459,7 +459,7 @@ def pack_origins(origins: Iterable[Origin]) -> bytes:
 
 def unpack_origins(data: bytes) -> tuple[Origin, ...]:
     """The records of a table; ImageError for one that is not sorted or holds flags of a later version."""
-    found = []
+    found: list[Origin] = []
     for offset, origin, anchor, flags in struct.iter_unpack(ORIGIN.format, data):
         if flags & ~(_CALLED | _LEAVES | _OVERWRITTEN) or (found and offset < found[-1].offset):
             raise ImageError("the origin table of the patched image is damaged")

@@ -254,8 +254,10 @@ class VCpu:
         return self.add_hook(uc_const.UC_HOOK_CODE, self.native.count, counter, address, address)
 
     def note_execution(self, address: int, place: int) -> int:
-        """Note in machine code that the instruction at linear `address` runs: its address goes into the 64-bit
-        word at host address `place`."""
+        """Note in machine code that the instruction at linear `address` runs.
+
+        The address goes into the 64-bit word at host address `place`.
+        """
         return self.add_hook(uc_const.UC_HOOK_CODE, self.native.note, place, address, address)
 
     def on_instruction(self, address: int, callback: Callable[[], None]) -> int:

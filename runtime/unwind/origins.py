@@ -1,4 +1,4 @@
-"""The origin table of a patched image in memory: from an address in its resident block to the piece of code."""
+"""The origin table of a patched image: from an address in its resident block to the piece of code."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _LONGEST = 15
 
 @dataclass(frozen=True)
 class Spot:
-    """An address in the resident block: `offset` from its start, and the address `base` of that start, both as
-    the running code counts (RIP, not linear)."""
+    """An address in the resident block: `offset` from its start, and the address `base` of that start, both
+    as the running code counts (RIP, not linear)."""
 
     base: int
     offset: int

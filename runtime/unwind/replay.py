@@ -34,6 +34,7 @@ _STEPS = 400
 """Instructions followed at most: the longest slot of our own has a tenth of that."""
 _INFO = InstructionInfoFactory()
 _WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
+_NEAR = (OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 _IMMEDIATES = (
     OpKind.IMMEDIATE8, OpKind.IMMEDIATE16, OpKind.IMMEDIATE32, OpKind.IMMEDIATE64,
     OpKind.IMMEDIATE8TO16, OpKind.IMMEDIATE8TO32, OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64,
@@ -173,7 +174,7 @@ class _Step:
         if flow in (FlowControl.NEXT, FlowControl.INTERRUPT):
             self._work()
             return [behind]
-        if flow == FlowControl.CALL and instruction.op_kind(0) in (OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64):
+        if flow == FlowControl.CALL and instruction.op_kind(0) in _NEAR:
             self.push((None, behind))
             return [int(instruction.near_branch_target)]
         if flow == FlowControl.CONDITIONAL_BRANCH:
@@ -260,8 +261,8 @@ def follow(
         instruction = Decoder(bits, fetch(at), ip=at).decode()
         if instruction.is_invalid:
             continue
-        ways = _Step(now, instruction, bits).run()
-        pending += [(way & (1 << bits) - 1, now if index == 0 else now.copy()) for index, way in enumerate(ways)]
+        for way in _Step(now, instruction, bits).run():
+            pending.append((way & (1 << bits) - 1, now.copy()))
 
 
 def _number(register: int) -> int | None:

@@ -7,13 +7,12 @@ words leave by the serial port at the end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 
 from pvpatch.abi.asm import Assembly, assemble
 from tests.image.builders import Load, elf, multiboot1_header
 
-__all__ = ["UNMAPPED", "FIELDS", "kernel"]
+__all__ = ["REGISTERS", "UNMAPPED", "fields", "kernel"]
 
 BASE = 0x200000
 ENTRY = BASE + 0x40
@@ -27,16 +26,16 @@ SIZE = 0x20000
 UNMAPPED = 0xD0001000
 """No page is there."""
 
-_REGISTERS = {
+REGISTERS = {
     32: ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi"),
     64: ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16))),
 }
 _SEGMENTS = ("ds", "es", "fs", "gs", "ss")
 
 
-def FIELDS(bits: int) -> tuple[str, ...]:
+def fields(bits: int) -> tuple[str, ...]:
     """What a record says, a word each."""
-    return ("snippet", "vector", "error", "ip", "cs", "flags", *_REGISTERS[bits], *_SEGMENTS, "cr2")
+    return ("snippet", "vector", "error", "ip", "cs", "flags", *REGISTERS[bits], *_SEGMENTS, "cr2")
 
 
 def _tables(bits: int) -> str:
@@ -231,13 +230,14 @@ def _caught64() -> str:
     keep(0, "[rax]")
     for index, offset in enumerate((16, 24, 32, 40, 48), 1):
         keep(index, f"[rsp+{offset}]")
-    for index, name in enumerate(_REGISTERS[64], 6):
+    for index, name in enumerate(REGISTERS[64], 6):
         keep(index, {"rax": "[rsp+8]", "rbx": "[rsp]", "rsp": "[rsp+56]"}.get(name, name))
     for index, name in enumerate(_SEGMENTS, 22):
         keep(index, name)
     keep(27, "cr2")
     lines += [
-        " lea rbx, [rbx+224]", " mov eax, cursor", " mov [rax], rbx", " mov eax, resume", " mov rax, [rax]", " cmp rax, 0", " je again",
+        " lea rbx, [rbx+224]", " mov eax, cursor", " mov [rax], rbx", " mov eax, resume", " mov rax, [rax]",
+        " cmp rax, 0", " je again",
         " mov [rsp+32], rax", "again:", " pop rbx", " pop rax", " lea rsp, [rsp+16]", " iretq",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -251,7 +251,7 @@ def _snippets(bits: int, texts: tuple[str, ...]) -> str:
         out += f" mov {small}sp, {STACK - 0x100}\n"
         for name, value in (("resume", f"after{number}"), ("snippet", number)):
             out += f" mov eax, {value}\n mov ebx, {name}\n mov [{b}], {a}\n"
-        for index, name in enumerate(_REGISTERS[bits]):
+        for index, name in enumerate(REGISTERS[bits]):
             if name[1:] != "sp":
                 out += f" mov {name}, {0x01010101 * (index + 1)}\n"
         out += text.replace("here", f"here{number}").strip("\n") + f"\n nop\n nop\nafter{number}:\n"
@@ -259,7 +259,7 @@ def _snippets(bits: int, texts: tuple[str, ...]) -> str:
 
 
 def _send(bits: int) -> str:
-    a, c, si, big = ("eax", "ecx", "esi", "dword") if bits == 32 else ("rax", "rcx", "rsi", "qword")
+    c, si = ("ecx", "esi") if bits == 32 else ("rcx", "rsi")
     return f"""
  mov {si}, {LOG}
  mov ecx, cursor
@@ -280,12 +280,12 @@ stay:
 """
 
 
-def kernel(bits: int, texts: tuple[str, ...], more: Mapping[str, int] | None = None) -> tuple[bytes, Assembly]:
+def kernel(bits: int, texts: tuple[str, ...]) -> tuple[bytes, Assembly]:
     """A kernel that runs the snippets one after the other, and its listing.
 
     A snippet may end in a fault or not. `here` is a label of its own.
     """
-    known = symbols(bits) | dict(more or {})
+    known = symbols(bits)
     work = _gates(bits) + _snippets(bits, texts) + _send(bits)
     parts = {BASE: multiboot1_header(), DATA: data(bits).code}
     if bits == 32:
