@@ -9,7 +9,7 @@ from pvpatch.abi.errors import PvpatchError
 from pvpatch.abi.layout import HEADER_SIZE, SLOT_SIZE
 from pvpatch.abi.spec import load_spec
 from runtime.backends import Capabilities, Hypervisor
-from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest
+from runtime.backends.lguest.boot import OWN_KINDS, load_own_guest, map_high_half
 from runtime.backends.lguest.interface import ABI_HOST, LINUX_HOST
 from runtime.backends.lguest.model import HOST_PAGES, LguestModel, Placement
 from runtime.backends.lguest.resident import (
@@ -89,7 +89,9 @@ class LguestHypervisor(Hypervisor):
         memory = self.machine.memory
         base = memory.size
         write_identity_table(self.model.space.physical, base + IDENTITY_PAGE * PAGE)
-        if self._patched:
+        if not self._patched:
+            map_high_half(self.model.space.physical, base + IDENTITY_PAGE * PAGE, memory.size)
+        else:
             self._cells.install()
             self._missed.install()
             write_resident(self.model.space.physical, base, entry)
@@ -117,6 +119,14 @@ class LguestHypervisor(Hypervisor):
         if self.model.delivered == before:
             self.machine.stats.take_back(event.vector)
         return True
+
+    def on_invalid_opcode(self) -> bool:
+        """A guest of lguest's own may call by VMCALL."""
+        try:
+            return not self._patched and self.model.rewrite_call()
+        except PvpatchError as problem:
+            self.machine.crash(problem.message)
+            return True
 
     def _privileged(self, insn: iced_x86.Instruction, linear: int) -> bool:
         """A privileged instruction faulted: expected from our own code, a missed site elsewhere."""
@@ -202,7 +212,7 @@ class LguestBackend:
         privilege={32: 1},
         memory="shadow",
         time_source="TSC scaled to ns, SET_CLOCKEVENT (relative ns)",
-        summary="lguest of Linux 3.1 to 4.13: i386 kernels at privilege 1, shadow paging, INT 0x1F",
+        summary="lguest of Linux 2.6.31 to 4.13: i386 kernels at privilege 1, shadow paging, INT 0x1F",
         watched=SILENT | _PORTS,
     )
 

@@ -14,7 +14,7 @@ from runtime.boot import BootImage, BootRequest, EntryState, load_image
 from runtime.boot.model import BootKind
 from runtime.memory import MemoryRange
 
-__all__ = ["OWN_KINDS", "load_own_guest"]
+__all__ = ["OWN_KINDS", "load_own_guest", "map_high_half"]
 
 OWN_KINDS = frozenset({BootKind.FLAT, BootKind.LINUX32})
 """Entries by which an image may be lguest's own guest."""
@@ -28,6 +28,10 @@ _LOAD_FLAGS, _KEEP_SEGMENTS = 0x211, 0x40
 _RAMDISK, _COMMAND_LINE, _ALIGNMENT, _SUBARCH = 0x218, 0x228, 0x230, 0x23C
 _LGUEST = 1
 _KERNEL_ALIGNMENT = 0x100_0000
+_PAGE_OFFSET = 0xC000_0000
+"""Where a kernel of lguest's has its memory: the host's own, since guest and host are built alike."""
+_LARGE_PAGE = 4 << 20
+_PRESENT_WRITABLE_LARGE = 0xE7
 
 
 def load_own_guest(image: BootImage, memory: MemoryRange, request: BootRequest) -> EntryState:
@@ -57,3 +61,11 @@ def load_own_guest(image: BootImage, memory: MemoryRange, request: BootRequest) 
         struct.pack_into("<II", page, _RAMDISK, start, len(request.initrd))
     memory.store(0, bytes(page) + command_line)
     return replace(state, registers={})
+
+
+def map_high_half(memory: MemoryRange, directory: int, size: int) -> None:
+    """Map the guest's memory at PAGE_OFFSET too, in the page directory that it starts on (setup_pagetables):
+    kernels of Linux 2.6.31 to 3.0 go there with their first jump."""
+    first = _PAGE_OFFSET // _LARGE_PAGE
+    for index in range(min(-(-size // _LARGE_PAGE), 1023 - first)):
+        memory.store_u32(directory + 4 * (first + index), index * _LARGE_PAGE | _PRESENT_WRITABLE_LARGE)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.lguest.errors import GuestKilled
 from runtime.backends.lguest.interface import Shutdown
+from runtime.cpu import flags as fl
 from runtime.deprivileged.shadow import PAGE
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ class Hypercalls:
         if number != self._interface.number("lguest_init"):
             raise GuestKilled(f"hypercall {number} before LGUEST_INIT")
         model, address = self._model, arguments[0]
-        if address & 3 or not model.space.physical.contains(address, self._interface.data_size):
+        if not address and model.machine.cpu.state.gpr[fl.RDX] & 0xFFFFFFFF:
+            raise GuestKilled("LGUEST_INIT with its argument in EDX: a guest of Linux before 2.6.31")
+        if address & 3 or not model.space.physical.contains(address, model.shared.interface.data_size):
             raise GuestKilled(f"bad guest page {address:#x} for lguest_data")
         model.count("hypercall_lguest_init")
         model.shared.address = address
@@ -113,6 +116,7 @@ class Hypercalls:
 
     def _new_pgtable(self, args: Arguments) -> None:
         self._model.check_root(args[0])
+        self._model.look_at_format(args[0])
         self._model.shadow.set_root(args[0])
 
     def _is_current(self, root: int) -> bool:

@@ -1,6 +1,6 @@
 """lguest's interface as data: numbers, layouts, and how the host's kernel was built.
 
-Loaded from `interface.toml` (Linux 3.1 .. 4.13, see there for sources); offsets are asserted in
+Loaded from `interface.toml` (Linux 2.6.31 .. 4.13, see there for sources); offsets are asserted in
 tests/backends/test_lguest_interface.py.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ class LguestInterface:
     host_vectors: frozenset[int]
     always_exit: frozenset[int]
     reserved_top: int
+    vmcall: bytes
+    """The instruction by which guests of Linux 2.6.31 to 3.0 call."""
+    vmcall_replacement: bytes
+    vmcall_fields: dict[str, tuple[int, int]]
+    """What their `lguest_data` has more: everything behind it lies further up."""
+
+    def for_vmcall(self) -> LguestInterface:
+        """The interface of Linux 2.6.31 to 3.0."""
+        first = min(offset for offset, _ in self.vmcall_fields.values())
+        more = sum(size for _, size in self.vmcall_fields.values())
+        moved = {
+            name: (offset + more if offset >= first else offset, size)
+            for name, (offset, size) in self.fields.items()
+        }
+        return replace(self, fields=moved | self.vmcall_fields, data_size=self.data_size + more)
 
     def number(self, name: str) -> int:
         """The number of the hypercall called `name`."""
@@ -102,11 +117,15 @@ def interface() -> LguestInterface:
         row["number"]: Hypercall(name, row["number"], tuple(row["arguments"]), row["why"])
         for name, row in raw["hypercall"].items()
     }
-    data, interrupts = raw["lguest_data"], raw["interrupts"]
+    data, interrupts, vmcall = raw["lguest_data"], raw["interrupts"], raw["vmcall"]
+
+    def places(fields: dict[str, Any]) -> dict[str, tuple[int, int]]:
+        return {name: (row["offset"], row["size"]) for name, row in fields.items()}
+
     return LguestInterface(
         vector=raw["vector"],
         hypercalls=calls,
-        fields={name: (row["offset"], row["size"]) for name, row in data["field"].items()},
+        fields=places(data["field"]),
         data_size=data["size"],
         ring_entries=raw["ring"]["entries"],
         ring_entry_words=raw["ring"]["entry_words"],
@@ -118,4 +137,7 @@ def interface() -> LguestInterface:
         host_vectors=frozenset(interrupts["host_vectors"]),
         always_exit=frozenset(interrupts["always_exit"]),
         reserved_top=interrupts["reserved_top"],
+        vmcall=bytes(vmcall["instruction"]),
+        vmcall_replacement=bytes(vmcall["replacement"]),
+        vmcall_fields=places(vmcall["field"]),
     )

@@ -1,11 +1,11 @@
 """lguest: a hypervisor whose guests run at privilege 1 and ask for everything else by INT 0x1F.
 
-The host module and its launcher in one object per machine. It knows the interface of Linux 3.1 to
+The host module and its launcher in one object per machine. It knows the interface of Linux 2.6.31 to
 4.13 (interface.toml) and nothing of our ABI: what a guest must be told goes through
 `struct lguest_data`, what it wants comes as hypercalls, faults and port accesses.
 
-Beyond lguest, as options of this host: 4 MiB pages, both page-table formats (the guest's CR4.PAE
-decides), frames outside memory as an open bus instead of a killed guest, and pages of the guest
+Beyond lguest, as options of this host: 4 MiB pages, both page-table formats (a real host has the one that
+it was compiled for), frames outside memory as an open bus instead of a killed guest, and pages of the guest
 that the launcher keeps mapped at the top of every address space (`resident`).
 """
 
@@ -51,6 +51,8 @@ _GUEST_CR4 = 0x200 | 0x400
 _CR4_PAE = 1 << 5
 _FLUSHING_CR4 = 1 << 4 | _CR4_PAE | 1 << 7
 """PSE, PAE, PGE: a change of these empties the TLB (SDM vol. 3, 4.10.4.1)."""
+_NOT_IN_POINTERS = 0xFFFF_FFF0_0000_01E6
+"""Bits that are 0 in every present entry of a page-directory-pointer table: 1, 2, 5 to 8, and above 36."""
 _ALL_BLOCKED = 0xFFFF_FFFF
 _TSC_KHZ = 2_000_000
 _NS_PER_S = 1_000_000_000
@@ -101,6 +103,7 @@ class LguestModel:
         """Told the linear address behind every INT 0x1F and of every emulated control register access."""
         self.cr0 = _FIXED_CR0
         self.cr4 = 0
+        self._built_for_pae = False
         self._map_host(gdt_page, placement)
 
     def _map_host(self, gdt_page: int, placement: Placement) -> None:
@@ -160,6 +163,8 @@ class LguestModel:
         self._rest_window()
         shared.write("reserve_mem", self.interface.reserved_top)
         shared.write("tsc_khz", _TSC_KHZ)
+        if shared.has("pgdir"):
+            shared.write("pgdir", self.shadow.root)
         self.interrupts.quiet_range = (shared.read("noirq_start"), shared.read("noirq_end"))
         self.write_timestamp()
         self.interrupt_changed()
@@ -213,6 +218,21 @@ class LguestModel:
         self.machine.trace("hypercall", number=number, name=call.name if call is not None else "unknown")
         self.hypercalls.call(number, (rest[0], rest[1], rest[2], rest[3]))
         self.interrupt_changed()
+
+    def rewrite_call(self) -> bool:
+        """#UD of a guest's own kernel: VMCALL becomes INT 0x1F where it stands and is done again
+        (rewrite_hypercall). False for any other instruction."""
+        linear, known = self._linear(), self.interface
+        if self.machine.cpu.cpl != GUEST_PRIVILEGE:
+            return False
+        if self.view.try_read(linear, len(known.vmcall)) != known.vmcall:
+            return False
+        for offset, byte in enumerate(known.vmcall_replacement):
+            self.space.store(self.view.translate(linear + offset, mark=False).physical, bytes([byte]))
+        self.machine.cpu.drop_translation(linear, linear + len(known.vmcall))
+        if self.shared.address is None:
+            self.shared.interface = known.for_vmcall()
+        return True
 
     def _page_fault(self, error_code: int) -> None:
         """Fill the shadow, or hand the fault to the guest."""
@@ -270,7 +290,21 @@ class LguestModel:
     @property
     def pae(self) -> bool:
         """True while the guest's tables have 8-byte entries."""
-        return bool(self.cr4 & _CR4_PAE)
+        return self._built_for_pae or bool(self.cr4 & _CR4_PAE)
+
+    def look_at_format(self, root: int) -> None:
+        """Is the guest built for three-level tables? It does not say so, and never writes CR4: guests of
+        lguest are compiled like their host.
+
+        Entries of a directory have bits that those of a pointer table may not (SDM volume 3, table 4-8).
+        """
+        raw = self.space.physical.load(root & ~31, 4 * 8)
+        entries = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
+        present = [entry for entry in entries if entry & 1]
+        zero = all(not entry for entry in entries if not entry & 1)
+        if present and zero and not any(entry & _NOT_IN_POINTERS for entry in present):
+            self._built_for_pae = True
+            self._set_format()
 
     def check_root(self, root: int) -> None:
         """Kill unless a top page table is inside the guest's memory."""

@@ -27,19 +27,24 @@ class SharedPage:
 
     def __init__(self, space: GuestSpace, interface: LguestInterface) -> None:
         self._space = space
-        self._interface = interface
+        self.interface = interface
+        """Whose layout it has."""
         self.address: int | None = None
+
+    def has(self, name: str) -> bool:
+        """Is there such a field?"""
+        return name in self.interface.fields
 
     def read(self, name: str) -> int:
         """A 32-bit field; 0 before LGUEST_INIT."""
         if self.address is None:
             return 0
-        return self._space.physical.load_u32(self.address + self._interface.offset(name))
+        return self._space.physical.load_u32(self.address + self.interface.offset(name))
 
     def write(self, name: str, value: int) -> None:
         """Set a 32-bit field; nothing happens before LGUEST_INIT."""
         if self.address is not None:
-            self._space.physical.store_u32(self.address + self._interface.offset(name), value)
+            self._space.physical.store_u32(self.address + self.interface.offset(name), value)
 
 
 class Traps:
