@@ -23,6 +23,7 @@ from runtime.cpu import flags as fl
 from runtime.cpu.segments import load_cache, update_modes
 from runtime.deprivileged.formvalues import FormValues, GuestBytes, put_argument, result_value
 from runtime.memory import PageFault
+from runtime.unwind.unwinder import Context
 
 if TYPE_CHECKING:
     from runtime.cpu.delivery import Event
@@ -32,6 +33,8 @@ __all__ = ["CellHost", "Cells", "CodeRange", "LentStack"]
 
 _HLT = b"\xf4"
 _WORD = 0xFFFFFFFF
+_LENT_SIZE = 2048
+"""Bytes of a lent stack."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,12 @@ class CellHost(GuestBytes, Protocol):
 class _Lent:
     """A call that has not come back: the guest's registers and stack segment, and where it goes on."""
 
+    site: int
     values: FormValues
     gpr: tuple[int, ...]
-    stack_segment: tuple[int, int, int, int] | None
-    """None where the call loads SS itself."""
+    stack_segment: tuple[int, int, int, int]
+    loads_stack: bool
+    """The call loads SS itself."""
     carried: tuple[tuple[str, int], ...]
     goes_on: int
 
@@ -162,9 +167,11 @@ class Cells:
         for target in (*(target for target, _ in carried), *(target for _, target in form.results)):
             values.probe(target)
         lent = _Lent(
+            start,
             values,
             tuple(int(value) for value in state.gpr),
-            None if _loads_stack_segment(call, arguments) else self._stack_segment(),
+            self._stack_segment(),
+            _loads_stack_segment(call, arguments),
             carried,
             start + cell.length & _WORD,
         )
@@ -227,11 +234,29 @@ class Cells:
         results = {item.name: result_value(cpu, item) for item in call.results}
         for index, value in enumerate(lent.gpr):
             state.gpr[index] = value
-        if lent.stack_segment is not None and self._host.stack.segment is not None:
-            load_cache(cpu, fl.SS, *lent.stack_segment)
-            update_modes(cpu, cpu.cpl)
+        if not lent.loads_stack:
+            self._give_back(lent)
         state.rip = lent.goes_on
         self._deliver(call.replaces[cell.form], lent, results)
+
+    def _give_back(self, lent: _Lent) -> None:
+        """The stack segment is the guest's again."""
+        if self._host.stack.segment is not None:
+            load_cache(self._machine.cpu, fl.SS, *lent.stack_segment)
+            update_modes(self._machine.cpu, self._machine.cpu.cpl)
+
+    def withdrawn(self, context: Context) -> Context:
+        """A fault is about to be delivered in `context`: one of a call on a lent stack is the cell's, which
+        has not run then."""
+        stack = self._host.stack
+        depth = stack.pointer - context.registers[fl.RSP]
+        if not self._lent or not 0 <= depth < _LENT_SIZE:
+            return context
+        _, lent = self._lent.popitem()
+        self._give_back(lent)
+        mask = (1 << context.bits) - 1
+        registers = tuple(value & mask for value in lent.gpr)
+        return replace(context, rip=lent.site, registers=registers, stack_base=lent.stack_segment[1])
 
     def _deliver(self, form: Form, lent: _Lent, results: dict[str, int]) -> None:
         """Memory first: its address is that of the registers at the site."""

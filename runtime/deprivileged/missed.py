@@ -10,7 +10,7 @@ results go where the instruction puts them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind
@@ -29,6 +29,7 @@ from runtime.deprivileged.formvalues import (
 )
 from runtime.deprivileged.operands import SEGMENTS, mnemonic_name
 from runtime.memory import PageFault
+from runtime.unwind.unwinder import Context
 
 if TYPE_CHECKING:
     from runtime.cpu.delivery import Event
@@ -91,6 +92,19 @@ class _Open:
     carried: tuple[tuple[str, int], ...]
 
 
+@dataclass(frozen=True)
+class _Entered:
+    """The slot entered last: its call and address, the stack pointer there, the site, and the registers at
+    the site; `direct`: only the stack pointer has changed."""
+
+    number: int
+    slot: int
+    pointer: int
+    site: int
+    gpr: tuple[int, ...]
+    direct: bool
+
+
 def _moves_nothing(call: Call, form: Form) -> bool:
     """Is every argument and result in the call's own register, or on the stack?"""
     homes = {item.name: item.registers(32) for item in (*call.args, *call.results)}
@@ -109,6 +123,7 @@ class MissedSites:
         self._host = host
         self._open: dict[int, _Open] = {}
         self._traps: set[int] = set()
+        self._entered: _Entered | None = None
 
     def install(self) -> None:
         """The call pages are filled: put the traps in."""
@@ -170,6 +185,7 @@ class MissedSites:
         for target in (*(target for target, _ in carried), *(target for _, target in form.results)):
             values.probe(target)
         site, pointer = int(state.rip), int(state.gpr[fl.RSP]) + values.taken(form)
+        before = tuple(int(value) for value in state.gpr)
         returns = call.kind == "call"
         direct = _moves_nothing(call, form)
         words = [goes_on if direct else page + CALL_PAGE_SIZE - 1] if returns else []
@@ -180,12 +196,12 @@ class MissedSites:
         if data:
             self._host.write_linear(segment_base(cpu, fl.SS) + pointer & address_mask(cpu), data)
         if returns and not direct:
-            gpr = tuple(int(value) for value in state.gpr)
-            self._remember(after, _Open(site, goes_on, call, form, values, gpr, carried))
+            self._remember(after, _Open(site, goes_on, call, form, values, before, carried))
         for item in () if direct else call.args:
             put_argument(cpu, item, arguments[item.name])
         state.gpr[fl.RSP] = pointer
         state.rip = page + slot_offset(call.number)
+        self._entered = _Entered(call.number, int(state.rip), pointer, site, before, direct)
 
     def _remember(self, pointer: int, entry: _Open) -> None:
         """Note a call on its way. Some never return: when there are too many the oldest is forgotten."""
@@ -193,6 +209,19 @@ class MissedSites:
         if len(self._open) >= _OPEN_CALLS:
             del self._open[next(iter(self._open))]
         self._open[pointer] = entry
+
+    def withdrawn(self, context: Context, number: int | None) -> Context:
+        """A fault is about to be delivered in `context`, or at the slot of call `number`: one of a slot that
+        was entered from here is the site's, whose instruction has not run then."""
+        entered, mask = self._entered, (1 << context.bits) - 1
+        if entered is None or context.registers[fl.RSP] != entered.pointer & mask:
+            return context
+        if number != entered.number and context.rip != entered.slot:
+            return context
+        self._open.pop(entered.gpr[fl.RSP] & mask, None)
+        registers = list(context.registers) if entered.direct else [item & mask for item in entered.gpr]
+        registers[fl.RSP] = entered.gpr[fl.RSP] & mask
+        return replace(context, rip=entered.site, registers=tuple(registers))
 
     # -- the way back --------------------------------------------------------------------------------
 

@@ -71,11 +71,6 @@ class Origins:
         index = bisect_right(self._offsets, offset) - 1
         return self._origins[index] if index >= 0 and self._offsets[index] == offset else None
 
-    def following(self, piece: Origin) -> Origin | None:
-        """The piece behind it in the same thunk; one that goes on in a slot for good has none."""
-        index = bisect_right(self._offsets, piece.offset)
-        return None if piece.leaves or index >= len(self._origins) else self._origins[index]
-
     def fetch(self, base: int, bits: int) -> Callable[[int], bytes]:
         """Reads the block's code by the addresses that it runs at, none outside of it."""
         mask = (1 << bits) - 1
@@ -93,10 +88,10 @@ class Origins:
         start = self._pages.get(bits)
         return start is not None and start <= spot.offset < start + self._page_sizes[bits]
 
-    def slot_spot(self, number: int, base: int, bits: int) -> Spot | None:
-        """The entry of a slot, for code of the block that runs at `base`."""
+    def slot(self, number: int, base: int, bits: int) -> int | None:
+        """Address of a slot, for code of the block that runs at `base`; None without a page of that width."""
         start = self._pages.get(bits)
-        return None if start is None else Spot(base, start + slot_offset(number), None)
+        return None if start is None else base + start + slot_offset(number) & (1 << bits) - 1
 
 
 def _signed(value: int, bits: int) -> int:

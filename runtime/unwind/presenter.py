@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Presenter"]
 
+_TRAPS = frozenset({fl.DB, fl.BP, fl.OV})
+"""Exceptions that are reported behind their instruction."""
+
 
 class Presenter:
     """Shows the guest its own instructions where the code of its patch runs."""
@@ -69,14 +72,10 @@ class Presenter:
 
         The way back in is prepared.
         """
-        found = self.unwinder.unwind(context)
+        done = event.software or event.vector in _TRAPS
+        found = self.unwinder.unwind(context, done=done and not event.external)
         if found is None or (event.external and not found.piece.leaves):
             return None
-        if event.software and found.code != context.rip:
-            following = self.origins.following(found.piece)
-            if following is None:
-                return None
-            found = found.at(following)
         self._places.lead_back(found)
         return found
 

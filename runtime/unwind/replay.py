@@ -181,11 +181,21 @@ class _Step:
             return [behind, int(instruction.near_branch_target)]
         if flow == FlowControl.UNCONDITIONAL_BRANCH and instruction.is_jmp_short_or_near:
             return [int(instruction.near_branch_target)]
+        if instruction.is_call_far or instruction.is_jmp_near_indirect and instruction.op0_kind == OpKind.MEMORY:
+            return self._answered_elsewhere(behind)
         if flow == FlowControl.RETURN and instruction.code in (Code.RETND, Code.RETNQ):
             return _known(self.pop())
         if flow == FlowControl.INDIRECT_BRANCH and instruction.op_kind(0) == OpKind.REGISTER:
             return _known(self.read(0))
         return []
+
+    def _answered_elsewhere(self, behind: int) -> list[int]:
+        """A backend's code beside the guest does the call, and comes back: behind its far call, or as RET
+        would. It keeps what is no result, and where that is nobody needs to know."""
+        stack = self.state.registers[SP]
+        self.state.registers = [None] * len(self.state.registers)
+        self.state.registers[SP] = stack
+        return [behind] if self.instruction.is_call_far else _known(self.pop())
 
     def _work(self) -> None:
         instruction = self.instruction
@@ -240,9 +250,13 @@ class _Step:
 
 
 def follow(
-    start: int, target: int, state: State, bits: int, fetch: Callable[[int], bytes]
-) -> Iterator[State]:
-    """The states in which code that begins at `start` may reach `target`, nearest first.
+    start: int,
+    arrived: Callable[[int], bool],
+    state: State,
+    bits: int,
+    fetch: Callable[[int], bytes],
+) -> Iterator[tuple[int, State]]:
+    """Where code that begins at `start` may arrive, and in which states, nearest first.
 
     `fetch` gives the bytes at an address, none where the code ends.
     """
@@ -252,8 +266,8 @@ def follow(
         if not pending:
             return
         at, now = pending.pop(0)
-        if at == target:
-            yield now.copy()
+        if arrived(at):
+            yield at, now.copy()
         top = now.registers[SP]
         if (at, top) in seen:
             continue

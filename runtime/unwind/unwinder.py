@@ -42,11 +42,6 @@ class Presented:
         """Where the code of the piece begins."""
         return self.base + self.piece.offset & _mask(self.context.bits)
 
-    def at(self, piece: Origin) -> Presented:
-        """The same at another piece of the same thunk."""
-        rip = self.context.rip + piece.origin - self.piece.origin & _mask(self.context.bits)
-        return Presented(replace(self.context, rip=rip), piece, self.base)
-
 
 class Unwinder:
     """Unwinds contexts of one patched image.
@@ -62,8 +57,12 @@ class Unwinder:
         self._read = read
         self._left = left
 
-    def unwind(self, context: Context) -> Presented | None:
-        """The context as the guest would have it; None where it already has, or where nobody can tell."""
+    def unwind(self, context: Context, *, done: bool = False) -> Presented | None:
+        """The context as the guest would have it; None where it already has, or where nobody can tell.
+
+        `done`: the instruction that the code stands for has had its effect, unless its code has not begun:
+        the guest is at the next one.
+        """
         bits = context.bits
         spot = self.origins.spot(context.rip, context.code_base, bits)
         if spot is None:
@@ -72,10 +71,35 @@ class Unwinder:
             start = spot.base + piece.offset & _mask(bits)
             state = State.at_site(bits // 8, called=piece.anchor is not None)
             fetch = self.origins.fetch(spot.base, bits)
-            for reached in follow(start, context.rip, state, bits, fetch):
+            for _, reached in follow(start, context.rip.__eq__, state, bits, fetch):
                 if self._agrees(context, reached):
-                    return self._present(context, spot, piece, reached)
+                    goes_on = piece if context.rip == start or not done else self._next(context, spot, reached)
+                    return self._present(context, spot, piece, reached, goes_on)
         return None
+
+    def _next(self, context: Context, spot: Spot, state: State) -> Origin | None:
+        """The piece that the code goes on in."""
+        bits = context.bits
+
+        def begins(rip: int) -> bool:
+            found = self.origins.spot(rip, context.code_base, bits)
+            return rip != context.rip and found is not None and found.begins
+
+        for rip, _ in follow(context.rip, begins, state, bits, self.origins.fetch(spot.base, bits)):
+            found = self.origins.spot(rip, context.code_base, bits)
+            return None if found is None else found.piece
+        return None
+
+    def at_slot(self, context: Context, number: int) -> Context:
+        """With RIP on the slot of a call, which the code beside the guest answers."""
+        bits = context.bits
+        callers = [*self._return_addresses(context), self._left() - context.code_base]
+        for address in callers:
+            spot = self.origins.spot(address & _mask(bits), context.code_base, bits)
+            slot = None if spot is None else self.origins.slot(number, spot.base, bits)
+            if slot is not None:
+                return replace(context, rip=slot)
+        return context
 
     # -- which piece ---------------------------------------------------------------------------------
 
@@ -119,7 +143,11 @@ class Unwinder:
 
     # -- what the guest had --------------------------------------------------------------------------
 
-    def _present(self, context: Context, spot: Spot, piece: Origin, state: State) -> Presented | None:
+    def _present(
+        self, context: Context, spot: Spot, piece: Origin, state: State, goes_on: Origin | None
+    ) -> Presented | None:
+        if goes_on is None:
+            return None
         mask = _mask(context.bits)
         values = list(context.registers)
         depth = state.depth
@@ -129,19 +157,19 @@ class Unwinder:
             if number != SP and (found := self._find(context, state, number, values[SP])) is not None:
                 values[number] = found
         flags = self._find(context, state, FLAGS, values[SP])
-        rip = spot.base + piece.origin & mask
+        rip = spot.base + goes_on.origin & mask
         if piece.anchor is not None:
             back = self._find(context, state, RETURN, values[SP])
             if back is None:
                 return None
-            rip = back - piece.anchor & mask
+            rip = back - piece.anchor + goes_on.origin - piece.origin & mask
         presented = replace(
             context,
             rip=rip,
             registers=tuple(values),
             flags=context.flags if flags is None else flags & _KEPT | context.flags & ~_KEPT,
         )
-        return Presented(presented, piece, spot.base)
+        return Presented(presented, goes_on, spot.base)
 
     def _find(self, context: Context, state: State, symbol: int, site: int) -> int | None:
         """The value that a symbol stands for, from where it still is; None when it is nowhere."""

@@ -31,10 +31,11 @@ from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
 from runtime.deprivileged.cells import Cells
+from runtime.deprivileged.frames import TrapFrames
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
-from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
 from runtime.deprivileged.shadow import PAGE
 from runtime.memory import PageFault
 
@@ -69,6 +70,8 @@ class LguestHypervisor(Hypervisor):
         host = RingOneHost(machine, side, self.model.view, self.model.space.physical, self._page_fault)
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)
+        variables = trap_variables(resident().labels["trap_shown"])
+        self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -109,7 +112,7 @@ class LguestHypervisor(Hypervisor):
 
         The machine has counted an exception: what the guest never sees of it is taken back.
         """
-        if self._cells.answered(event) or self._missed.answered(event):
+        if any(part.answered(event) for part in (self._cells, self._missed, self._frames)):
             return True
         before = self.model.delivered
         try:

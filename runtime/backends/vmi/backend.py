@@ -23,6 +23,7 @@ from runtime.backends.vmi.resident import (
     call_page,
     caller_of,
     place_of,
+    resident,
     write_identity_table,
     write_resident,
 )
@@ -31,10 +32,11 @@ from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.fastcall import FAST_CALL_LENGTH
 from runtime.deprivileged.cells import Cells
+from runtime.deprivileged.frames import TrapFrames
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
-from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
 
 if TYPE_CHECKING:
     import iced_x86
@@ -70,6 +72,8 @@ class VmiHypervisor(Hypervisor):
         host = RingOneHost(machine, side, self.model.view, self.model.guest, self.model.page_fault)
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)
+        variables = trap_variables(resident().labels["trap_shown"])
+        self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
         if self._patched:
             self.model.on_call = self._called
 
@@ -107,7 +111,7 @@ class VmiHypervisor(Hypervisor):
         """Before VMI_Init the machine is bare; afterwards everything traps to the hypervisor."""
         if not self.model.active:
             return False
-        if self._cells.answered(event) or self._missed.answered(event):
+        if any(part.answered(event) for part in (self._cells, self._missed, self._frames)):
             return True
         return self._guarded(lambda: self.model.trap(event))
 

@@ -9,16 +9,23 @@ from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.segments import Descriptor
 from runtime.deprivileged.cells import CodeRange, LentStack
+from runtime.deprivileged.frames import TrapVariables
 from runtime.deprivileged.ring1.guestside import HOLE
 from runtime.machine import Machine
 from runtime.memory import MemoryRange, PageFault
 
-__all__ = ["RingOneHost", "RingOneSide"]
+__all__ = ["RingOneHost", "RingOneSide", "trap_variables"]
 
 _USER = 3
 _PRIVILEGE = 1
 _FLAT = 0x00C0B300
 """Attributes of a flat writable data segment of privilege 1."""
+
+
+def trap_variables(stop: int) -> TrapVariables:
+    """Where traps32.s keeps the state of a trap; it stops at linear address `stop`."""
+    kept = {fl.RAX: "S_eax", fl.RCX: "S_ecx", fl.RDX: "S_edx", fl.RBX: "S_ebx", fl.RSI: "S_esi"}
+    return TrapVariables(stop, 32, "S_eip", "S_flags", "S_vector", "S_cs", kept)
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class RingOneSide:
 
 
 class RingOneHost:
-    """The `CellHost` and `SiteHost` of a guest whose memory is `view`; the resident pages, in `pages`,
+    """The `CellHost`, `SiteHost` and `FrameHost` of a guest whose memory is `view`; the resident pages, in `pages`,
     lie behind its RAM."""
 
     def __init__(
@@ -68,9 +75,9 @@ class RingOneHost:
     def code_range(self, selector: int) -> CodeRange | None:
         """From the guest's GDT; selectors of an LDT cannot be loaded here. Raises `PageFault`."""
         index = selector & 0xFFF8
-        if selector & 4 or not index or index + 7 > self._variable("V_gdt_limit"):
+        if selector & 4 or not index or index + 7 > self.variable("V_gdt_limit"):
             return None
-        raw = self.read_linear(self._variable("V_gdt_base") + index & 0xFFFFFFFF, 8)
+        raw = self.read_linear(self.variable("V_gdt_base") + index & 0xFFFFFFFF, 8)
         found = Descriptor(int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little"))
         if not found.is_code or not found.present or found.high & fl.DESC_LONG:
             return None
@@ -80,5 +87,15 @@ class RingOneHost:
         """Give the guest a page fault at the current EIP."""
         self._page_fault(fault)
 
-    def _variable(self, name: str) -> int:
+    def variable(self, name: str) -> int:
+        """A variable of the code beside the guest."""
         return self._pages.load_u32(self._machine.memory.size + self._side.place_of(name))
+
+    def set_variable(self, name: str, value: int) -> None:
+        """Change it."""
+        self._pages.store_u32(self._machine.memory.size + self._side.place_of(name), value)
+
+    def code_base(self, selector: int) -> int:
+        """Base of a code segment of the guest's; that of the code beside it is 0."""
+        found = self.code_range(selector)
+        return 0 if found is None else found.base

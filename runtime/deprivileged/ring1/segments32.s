@@ -87,8 +87,9 @@ load_low:
 fault_es:
   mov es, eax
   retf
+# The old selector may be no segment any more: it is not loaded again, but shown if the new one is refused.
 load_ds:
-  lea esp, [esp+4]
+  pop dword ptr [P_ds]
   popfd
 fault_ds:
   mov ds, eax

@@ -140,8 +140,16 @@ alarm_due:
   je resume
   jmp interrupt_known
 
-# Find the guest's gate for EBX and enter its handler.
+# Find the guest's gate for EBX and enter its handler. At the HLT an exception of the kernel's becomes that of
+# the instruction that the guest believes to run: what S_*, the stack pointer, EBP and EDI say may change.
 .routine dispatch
+  test dword ptr [S_vector], 0x600
+  jne dispatch_shown
+  cmp dword ptr [S_user], 0
+  jne dispatch_shown
+trap_shown:
+  hlt
+dispatch_shown:
   call read_gate
   jne bad_gate
   mov ecx, edx
@@ -232,14 +240,8 @@ enter_handler:
 fault_enter:
   retf
 
-# Faults of delivery itself: EBX the vector whose gate is wrong.
+# Faults of delivery itself: EBX the vector whose gate is wrong. INT n, INT3 and INTO point at themselves.
 gate_refused:
-  mov eax, 2
-  cmp ebx, 48
-  jae refused_length
-  mov eax, 1
-refused_length:
-  sub [S_eip], eax
   mov dword ptr [S_vector], 0
 bad_gate:
   mov ecx, 13
@@ -251,7 +253,18 @@ nested_fault:
   test dword ptr [S_vector], 0x700
   je nested_software
   or edx, 1
+  jmp nested_known
 nested_software:
+  cmp ebx, 3
+  je nested_byte
+  cmp ebx, 4
+  je nested_byte
+  cmp ebx, 32
+  jb nested_known
+  dec dword ptr [S_eip]
+nested_byte:
+  dec dword ptr [S_eip]
+nested_known:
   cmp ebx, 8
   je triple_fault
   inc dword ptr [S_nested]
@@ -310,6 +323,8 @@ resume_kernel:
   je unwind_far
   cmp eax, fault_ss
   je unwind_stack
+  cmp eax, fault_ds
+  je unwind_data
   cmp eax, fault_far_call
   je unwind_far_call
   mov ecx, 0
@@ -330,6 +345,9 @@ at_safe_point:
   jmp examine
 
 # The slot's own far call lies on the stack: the guest faulted there.
+unwind_data:
+  mov ecx, [P_ds]
+  mov [S_ds], ecx
 unwind_simple:
   pop dword ptr [S_eip]
   sub dword ptr [S_eip], 7
@@ -375,5 +393,5 @@ handler_fault:
   jmp triple_fault
 
 .routine simple_faults
-  .long fault_es, fault_ds, fault_fs, fault_gs
+  .long fault_es, fault_fs, fault_gs
   .long fault_ins8, fault_ins16, fault_ins32, fault_outs8, fault_outs16, fault_outs32, 0

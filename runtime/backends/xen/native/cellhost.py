@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pvpatch.abi.spec import load_spec
 from runtime.backends.xen.frames import XenError
-from runtime.backends.xen.native.resident import LOW_HOLE, page_of
+from runtime.backends.xen.native.resident import LOW_HOLE, page_of, place_of, resident
 from runtime.cpu import flags as fl
 from runtime.deprivileged.cells import CodeRange, LentStack
+from runtime.deprivileged.frames import TrapVariables
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
     from runtime.backends.xen.native.model import TranslatedDomain
 
-__all__ = ["NativeHost"]
+__all__ = ["NativeHost", "trap_variables"]
 
 _LENT_STACK = page_of("stack") + 2048
 """The lower half of the stack for entries from user mode: nothing lives on it while the kernel runs."""
 
 
+def trap_variables() -> TrapVariables:
+    """Where traps64.s keeps the state of a trap; faults that a call itself raises name its routine."""
+    names = {0: "rax", 1: "rcx", 2: "rdx", 4: "rsp", 6: "rsi", 7: "rdi", 10: "r10", 11: "r11"}
+    kept = {number: f"S_{name}" for number, name in names.items()}
+    labels = resident().labels
+    entries = {labels[call.name]: call.number for call in load_spec().calls if call.name in labels}
+    return TrapVariables(labels["trap_shown"], 64, "S_rip", "S_flags", "S_vector", "S_cs", kept, entries)
+
+
 class NativeHost:
-    """The `CellHost` and `SiteHost` of one translated domain."""
+    """The `CellHost`, `SiteHost` and `FrameHost` of one translated domain."""
 
     def __init__(self, model: TranslatedDomain) -> None:
         self._model = model
@@ -53,3 +64,15 @@ class NativeHost:
         """Give the guest a page fault at the current EIP."""
         self._model.domain.cr2 = fault.linear
         self._model.traps.exception(fl.PAGE_FAULT, fault.error_code, True)
+
+    def variable(self, name: str) -> int:
+        """A variable of the code beside the guest, 64 bits."""
+        return self._model.guest.load_u64(self._model.machine.memory.size + place_of(name))
+
+    def set_variable(self, name: str, value: int) -> None:
+        """Change it."""
+        self._model.guest.store_u64(self._model.machine.memory.size + place_of(name), value)
+
+    def code_base(self, selector: int) -> int:
+        """All code segments are flat."""
+        return 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.backends.xen.layout import PAGE_SIZE
-from runtime.backends.xen.native.cellhost import NativeHost
+from runtime.backends.xen.native.cellhost import NativeHost, trap_variables
 from runtime.backends.xen.native.model import HOST_PAGES, Placement, TranslatedDomain
 from runtime.backends.xen.native.resident import (
     CODE_PAGES,
@@ -26,6 +26,7 @@ from runtime.backends.xen.native.resident import (
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.cells import Cells
+from runtime.deprivileged.frames import TrapFrames
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
 from runtime.deprivileged.operands import decode_at, mnemonic_name
@@ -65,6 +66,7 @@ class NativeHypervisor(TranslatedDomain):
         host = NativeHost(self)
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)
+        self._frames = TrapFrames(machine, host, trap_variables(), self._cells, self._missed)
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code."""
@@ -93,8 +95,9 @@ class NativeHypervisor(TranslatedDomain):
         return self._code.owns(address)
 
     def on_event(self, event: Event) -> bool:
-        """Cells and missed sites first; the rest as for any domain."""
-        return self._cells.answered(event) or self._missed.answered(event) or super().on_event(event)
+        """Cells, missed sites and traps under way first; the rest as for any domain."""
+        own = (self._cells, self._missed, self._frames)
+        return any(part.answered(event) for part in own) or super().on_event(event)
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""

@@ -193,8 +193,16 @@ alarm_held:
   mov dword ptr [rip+P_alarm_held], 1
   jmp leave
 
-# Find the guest's gate for R10 and enter its handler.
+# Find the guest's gate for R10 and enter its handler. At the HLT an exception of the kernel's becomes that of
+# the instruction that the guest believes to run: S_* and the registers that are not kept there may change.
 .routine dispatch
+  test dword ptr [rip+S_vector], 0x600
+  jne dispatch_shown
+  cmp dword ptr [rip+S_user], 0
+  jne dispatch_shown
+trap_shown:
+  hlt
+dispatch_shown:
   call read_gate
   jne bad_gate
   mov rax, rsi
@@ -292,14 +300,8 @@ enter_go:
   popfq
   ret
 
-# Faults of delivery itself: R10 the vector whose gate is wrong.
+# Faults of delivery itself: R10 the vector whose gate is wrong. INT n, INT3 and INTO point at themselves.
 gate_refused:
-  mov eax, 2
-  cmp r10d, 48
-  jae refused_length
-  mov eax, 1
-refused_length:
-  sub [rip+S_rip], rax
   mov dword ptr [rip+S_vector], 0
 bad_gate:
   mov ecx, 13
@@ -312,7 +314,18 @@ nested_known:
   test dword ptr [rip+S_vector], 0x700
   je nested_software
   or edx, 1
+  jmp nested_counted
 nested_software:
+  cmp r10d, 3
+  je nested_byte
+  cmp r10d, 4
+  je nested_byte
+  cmp r10d, 32
+  jb nested_counted
+  dec qword ptr [rip+S_rip]
+nested_byte:
+  dec qword ptr [rip+S_rip]
+nested_counted:
   cmp r10d, 8
   je triple_fault
   inc dword ptr [rip+S_nested]

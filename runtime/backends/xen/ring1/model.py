@@ -47,10 +47,11 @@ from runtime.cpu import flags as fl
 from runtime.cpu.cpuid import CpuidAnswer
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.cells import Cells
+from runtime.deprivileged.frames import TrapFrames
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
-from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide
+from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.view import ShadowView
 from runtime.memory import MemoryRange, PageFault
@@ -185,6 +186,8 @@ class XenRing1(XenHypervisor):
         )
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)
+        variables = trap_variables(resident().labels["trap_shown"])
+        self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
         self._finish_domain(shared_info, view)
 
@@ -263,7 +266,8 @@ class XenRing1(XenHypervisor):
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
-            return self._cells.answered(event) or self._missed.answered(event) or super().on_event(event)
+            own = (self._cells, self._missed, self._frames)
+            return any(part.answered(event) for part in own) or super().on_event(event)
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
         code = event.error_code
         try:
