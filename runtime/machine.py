@@ -173,7 +173,8 @@ class Machine:
                 if code is not None:
                     install_page(self.memory, page, code)
             self._calls = CallCounter(self.cpu, self.patched)
-            self.presenter = Presenter(self.patched, self.cpu, self.memory, self.linear)
+            own = self.hypervisor.is_own_code
+            self.presenter = Presenter(self.patched, self.cpu, self.memory, self.linear, own)
         self._enter(self.hypervisor.start(entry))
         if self.config.typed:
             self.console.when(
@@ -354,6 +355,9 @@ class Machine:
             event = software_interrupt(vector, lambda: self.linear.try_read(self._code_address(-1), 1))
         else:
             event = Event(vector, error_code)
+            if vector == fl.DB and self.presenter is not None and self.presenter.steps.hidden():
+                self.clock.spend_ns(EXCEPTION_COST_NS)
+                return
         self.stats.exceptions[vector] += 1
         self._give(event)
 

@@ -197,7 +197,11 @@ ORIGIN = _lay_out(
             "origin", 4, "of the guest's instruction, from the same place as the code sees both", signed=True
         ),
         Field("anchor", 2, "what the return address on the stack stands for, from the origin", signed=True),
-        Field("flags", 2, "1 a return address is on the stack, 2 leaves by a jump to a slot, 4 overwritten"),
+        Field(
+            "flags",
+            2,
+            "1 a return address is on the stack, 2 leaves by a jump to a slot, 4 overwritten, 8 the way back",
+        ),
     ],
 )
 
@@ -428,7 +432,8 @@ class Origin:
 
     ``anchor``: where the code was reached by a call, the distance from the instruction to the address that
     the return address on the stack stands for; else None. ``leaves``: it goes on in a slot that does not
-    return. ``overwritten``: the instruction's own bytes are no longer there.
+    return. ``overwritten``: the instruction's own bytes are no longer there; ``back``: they are, and the code
+    leads to them.
     """
 
     offset: int
@@ -436,9 +441,10 @@ class Origin:
     anchor: int | None = None
     leaves: bool = False
     overwritten: bool = False
+    back: bool = False
 
 
-_CALLED, _LEAVES, _OVERWRITTEN = 1, 2, 4
+_CALLED, _LEAVES, _OVERWRITTEN, _BACK = 1, 2, 4, 8
 
 
 def pack_origins(origins: Iterable[Origin]) -> bytes:
@@ -451,7 +457,8 @@ def pack_origins(origins: Iterable[Origin]) -> bytes:
             item.anchor or 0,
             (_CALLED if item.anchor is not None else 0)
             | (_LEAVES if item.leaves else 0)
-            | (_OVERWRITTEN if item.overwritten else 0),
+            | (_OVERWRITTEN if item.overwritten else 0)
+            | (_BACK if item.back else 0),
         )
         for item in sorted(origins, key=lambda item: item.offset)
     )
@@ -461,10 +468,11 @@ def unpack_origins(data: bytes) -> tuple[Origin, ...]:
     """The records of a table; ImageError for one that is not sorted or holds flags of a later version."""
     found: list[Origin] = []
     for offset, origin, anchor, flags in struct.iter_unpack(ORIGIN.format, data):
-        if flags & ~(_CALLED | _LEAVES | _OVERWRITTEN) or (found and offset < found[-1].offset):
+        if flags & ~(_CALLED | _LEAVES | _OVERWRITTEN | _BACK) or (found and offset < found[-1].offset):
             raise ImageError("the origin table of the patched image is damaged")
         called = anchor if flags & _CALLED else None
-        found.append(Origin(offset, origin, called, bool(flags & _LEAVES), bool(flags & _OVERWRITTEN)))
+        said = (bool(flags & bit) for bit in (_LEAVES, _OVERWRITTEN, _BACK))
+        found.append(Origin(offset, origin, called, *said))
     return tuple(found)
 
 

@@ -238,6 +238,7 @@ def _origins(request: ThunkRequest, thunk: Encoded, offset: int, physical: int) 
             None if request.anchor is None else request.anchor - stand.address,
             stand.leaves,
             request.window < stand.address < request.end,
+            stand.address == request.end,
         )
         for stand in thunk.stands
     ]

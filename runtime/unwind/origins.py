@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pvpatch.abi.layout import Origin, slot_offset
 from runtime.callpages import PatchedImage
 
-__all__ = ["Origins", "Spot"]
+__all__ = ["LONGEST", "Origins", "Spot"]
 
-_LONGEST = 15
+LONGEST = 15
 """Bytes of an instruction."""
 
 
@@ -79,7 +79,7 @@ class Origins:
             offset = _signed(rip - base & mask, bits)
             if not 0 <= offset < self._end:
                 return b""
-            return self._load(self._physical + offset, min(_LONGEST, self._end - offset))
+            return self._load(self._physical + offset, min(LONGEST, self._end - offset))
 
         return read
 

@@ -7,6 +7,7 @@ that stands for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pvpatch.abi.layout import Origin
@@ -32,8 +33,10 @@ class _Place:
 class Places:
     """Overwritten instructions that the guest has been shown."""
 
-    def __init__(self, cpu: VCpu, linear: LinearMemory) -> None:
+    def __init__(self, cpu: VCpu, linear: LinearMemory, entered: Callable[[int, int], None]) -> None:
+        """`entered` is told the guest's address and that of the code, each time the guest goes back in."""
         self._cpu = cpu
+        self._entered = entered
         self._linear = linear
         self._known: dict[int, _Place] = {}
 
@@ -55,6 +58,7 @@ class Places:
             return
         if place.piece.anchor is not None:
             self._push(place.rip + place.piece.anchor, place.bits)
+        self._entered(place.rip, place.code)
         state.rip = place.code
         cpu.jump(place.code)
 

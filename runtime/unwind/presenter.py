@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from runtime.callpages import PatchedImage
@@ -12,6 +13,7 @@ from runtime.cpu.vcpu import VCpu
 from runtime.memory import GuestMemory
 from runtime.unwind.origins import Origins
 from runtime.unwind.places import Places
+from runtime.unwind.steps import Steps
 from runtime.unwind.unwinder import Context, Presented, Unwinder
 
 if TYPE_CHECKING:
@@ -27,13 +29,20 @@ class Presenter:
     """Shows the guest its own instructions where the code of its patch runs."""
 
     def __init__(
-        self, patched: PatchedImage, cpu: VCpu, memory: GuestMemory, linear: LinearMemory
+        self,
+        patched: PatchedImage,
+        cpu: VCpu,
+        memory: GuestMemory,
+        linear: LinearMemory,
+        is_own_code: Callable[[int], bool],
     ) -> None:
         self._cpu = cpu
         self._left = ctypes.c_uint64()
+        self._is_own_code = is_own_code
         self.origins = Origins(patched, memory.load)
         self.unwinder = Unwinder(self.origins, linear.try_read, lambda: self._left.value)
-        self._places = Places(cpu, linear)
+        self.steps = Steps(cpu, self.origins, is_own_code)
+        self._places = Places(cpu, linear, self.steps.entered)
         locator = patched.locator
         for piece in self.origins.pieces:
             if piece.leaves:
@@ -55,6 +64,8 @@ class Presenter:
         An interrupt finds the guest where it is, unless control is on its way out through a slot that does
         not return: an instruction that may yet fault has not begun then.
         """
+        if not event.external:
+            self.steps.interrupted()
         if self.origins.spot(int(self._cpu.state.rip), self._code_base(), self._width()) is None:
             return
         found = self.presented(self.context(), event)
@@ -72,12 +83,23 @@ class Presenter:
 
         The way back in is prepared.
         """
-        done = event.software or event.vector in _TRAPS
-        found = self.unwinder.unwind(context, done=done and not event.external)
+        done = not event.external and (event.software or event.vector in _TRAPS)
+        if done and self._is_added(context):
+            found = self.unwinder.run_on(context)
+        else:
+            found = self.unwinder.unwind(context)
         if found is None or (event.external and not found.piece.leaves):
             return None
+        if not event.external:
+            self.steps.interrupted()
         self._places.lead_back(found)
         return found
+
+    def _is_added(self, context: Context) -> bool:
+        """Is that code of the patch, or beside the guest?"""
+        if self.origins.spot(context.rip, context.code_base, context.bits) is not None:
+            return True
+        return self._is_own_code(context.rip + context.code_base & (1 << context.bits) - 1)
 
     def _width(self) -> int:
         return 64 if self._cpu.code_width == 64 else 32

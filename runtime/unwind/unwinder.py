@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pvpatch.abi.layout import Origin
-from runtime.unwind.origins import Origins, Spot
+from runtime.unwind.origins import LONGEST, Origins, Spot
 from runtime.unwind.replay import FLAGS, RETURN, SP, State, Value, follow
 
 __all__ = ["Context", "Presented", "Unwinder"]
@@ -57,38 +57,72 @@ class Unwinder:
         self._read = read
         self._left = left
 
-    def unwind(self, context: Context, *, done: bool = False) -> Presented | None:
-        """The context as the guest would have it; None where it already has, or where nobody can tell.
+    def unwind(self, context: Context) -> Presented | None:
+        """The context at the instruction that the code stands for, as if nothing of it had run.
 
-        `done`: the instruction that the code stands for has had its effect, unless its code has not begun:
-        the guest is at the next one.
+        None where the guest runs its own code, or where nobody can tell.
         """
         bits = context.bits
         spot = self.origins.spot(context.rip, context.code_base, bits)
         if spot is None:
             return None
+        fetch = self.origins.fetch(spot.base, bits)
         for piece in self._pieces(context, spot):
             start = spot.base + piece.offset & _mask(bits)
             state = State.at_site(bits // 8, called=piece.anchor is not None)
-            fetch = self.origins.fetch(spot.base, bits)
             for _, reached in follow(start, context.rip.__eq__, state, bits, fetch):
                 if self._agrees(context, reached):
-                    goes_on = piece if context.rip == start or not done else self._next(context, spot, reached)
-                    return self._present(context, spot, piece, reached, goes_on)
+                    return self._present(context, spot, piece, reached)
         return None
 
-    def _next(self, context: Context, spot: Spot, state: State) -> Origin | None:
-        """The piece that the code goes on in."""
+    def run_on(self, context: Context) -> Presented | None:
+        """The context at the next instruction of the guest's, when what is left of the code has run: it moves
+        values, and nothing else. For code of the block or of a hypervisor beside the guest."""
         bits = context.bits
 
-        def begins(rip: int) -> bool:
-            found = self.origins.spot(rip, context.code_base, bits)
-            return rip != context.rip and found is not None and found.begins
+        def fetch(rip: int) -> bytes:
+            return self._read(rip + context.code_base & _mask(bits), LONGEST)
 
-        for rip, _ in follow(context.rip, begins, state, bits, self.origins.fetch(spot.base, bits)):
+        for rip, state in follow(context.rip, self._begins(context), self._known(context), bits, fetch):
             found = self.origins.spot(rip, context.code_base, bits)
-            return None if found is None else found.piece
+            assert found is not None and found.piece is not None
+            return self._arrive(context, found, found.piece, state)
         return None
+
+    def _begins(self, context: Context) -> Callable[[int], bool]:
+        def begins(rip: int) -> bool:
+            found = self.origins.spot(rip, context.code_base, context.bits)
+            return found is not None and found.begins
+
+        return begins
+
+    def _known(self, context: Context) -> State:
+        """All values as they are now; distances on the stack count from here."""
+        word = context.bits // 8
+        state = State([(None, value) for value in context.registers] + [(None, context.flags)])
+        state.registers[SP] = SP, 0
+        for index in range(_CALLERS):
+            content = self._stack(context, context.registers[SP] + index * word, word)
+            if content is not None:
+                state.words[index * word] = None, content
+        return state
+
+    def _arrive(self, context: Context, spot: Spot, piece: Origin, state: State) -> Presented | None:
+        """All of `state` as numbers."""
+        mask, word = _mask(context.bits), context.bits // 8
+        depth = state.depth
+        if depth is None or any(value is None for value in state.registers):
+            return None
+        values = [value[1] & mask for value in state.registers if value is not None]
+        values[SP] = context.registers[SP] - depth & mask
+        rip = spot.base + piece.origin & mask
+        if piece.anchor is not None:
+            back = state.words.get(-depth)
+            if back is None:
+                return None
+            rip, values[SP] = back[1] - piece.anchor & mask, values[SP] + word & mask
+        shown = replace(context, rip=rip, registers=tuple(values[:FLAGS]), flags=values[FLAGS])
+        return Presented(shown, piece, spot.base)
 
     def at_slot(self, context: Context, number: int) -> Context:
         """With RIP on the slot of a call, which the code beside the guest answers."""
@@ -143,11 +177,7 @@ class Unwinder:
 
     # -- what the guest had --------------------------------------------------------------------------
 
-    def _present(
-        self, context: Context, spot: Spot, piece: Origin, state: State, goes_on: Origin | None
-    ) -> Presented | None:
-        if goes_on is None:
-            return None
+    def _present(self, context: Context, spot: Spot, piece: Origin, state: State) -> Presented | None:
         mask = _mask(context.bits)
         values = list(context.registers)
         depth = state.depth
@@ -157,19 +187,19 @@ class Unwinder:
             if number != SP and (found := self._find(context, state, number, values[SP])) is not None:
                 values[number] = found
         flags = self._find(context, state, FLAGS, values[SP])
-        rip = spot.base + goes_on.origin & mask
+        rip = spot.base + piece.origin & mask
         if piece.anchor is not None:
             back = self._find(context, state, RETURN, values[SP])
             if back is None:
                 return None
-            rip = back - piece.anchor + goes_on.origin - piece.origin & mask
+            rip = back - piece.anchor & mask
         presented = replace(
             context,
             rip=rip,
             registers=tuple(values),
             flags=context.flags if flags is None else flags & _KEPT | context.flags & ~_KEPT,
         )
-        return Presented(presented, goes_on, spot.base)
+        return Presented(presented, piece, spot.base)
 
     def _find(self, context: Context, state: State, symbol: int, site: int) -> int | None:
         """The value that a symbol stands for, from where it still is; None when it is nowhere."""

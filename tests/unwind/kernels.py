@@ -35,7 +35,7 @@ _SEGMENTS = ("ds", "es", "fs", "gs", "ss")
 
 def fields(bits: int) -> tuple[str, ...]:
     """What a record says, a word each."""
-    return ("snippet", "vector", "error", "ip", "cs", "flags", *REGISTERS[bits], *_SEGMENTS, "cr2")
+    return ("snippet", "vector", "error", "ip", "cs", "flags", *REGISTERS[bits], *_SEGMENTS, "cr2", "dr6")
 
 
 def _tables(bits: int) -> str:
@@ -205,7 +205,9 @@ caught:
  mov [ebx+72], eax
  mov eax, cr2
  mov [ebx+76], eax
- lea ebx, [ebx+80]
+ mov eax, dr6
+ mov [ebx+80], eax
+ lea ebx, [ebx+84]
  mov [cursor], ebx
  mov eax, [resume]
  cmp eax, 0
@@ -235,27 +237,36 @@ def _caught64() -> str:
     for index, name in enumerate(_SEGMENTS, 22):
         keep(index, name)
     keep(27, "cr2")
+    keep(28, "dr6")
     lines += [
-        " lea rbx, [rbx+224]", " mov eax, cursor", " mov [rax], rbx", " mov eax, resume", " mov rax, [rax]",
+        " lea rbx, [rbx+232]", " mov eax, cursor", " mov [rax], rbx", " mov eax, resume", " mov rax, [rax]",
         " cmp rax, 0", " je again",
         " mov [rsp+32], rax", "again:", " pop rbx", " pop rax", " lea rsp, [rsp+16]", " iretq",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _snippets(bits: int, texts: tuple[str, ...]) -> str:
-    """Each with known registers, and a place to go on at."""
+def _snippets(bits: int, texts: tuple[str, ...], stepped: bool) -> str:
+    """Each with known registers, and a place to go on at; `stepped`: each with TF set, and no such place."""
     small, a, b = ("e", "eax", "ebx") if bits == 32 else ("r", "rax", "rbx")
     out = ""
     for number, text in enumerate(texts):
         out += f" mov {small}sp, {STACK - 0x100}\n"
-        for name, value in (("resume", f"after{number}"), ("snippet", number)):
+        for name, value in (("resume", 0 if stepped else f"after{number}"), ("snippet", number)):
             out += f" mov eax, {value}\n mov ebx, {name}\n mov [{b}], {a}\n"
         for index, name in enumerate(REGISTERS[bits]):
             if name[1:] != "sp":
                 out += f" mov {name}, {0x01010101 * (index + 1)}\n"
-        out += text.replace("here", f"here{number}").strip("\n") + f"\n nop\n nop\nafter{number}:\n"
+        text = text.replace("here", f"here{number}").strip("\n") + "\n nop\n nop\n"
+        out += (_flag(bits, True) + text + _flag(bits, False) if stepped else text) + f"after{number}:\n"
     return out
+
+
+def _flag(bits: int, on: bool) -> str:
+    """TF set or clear."""
+    push, pop, sp = ("pushfd", "popfd", "esp") if bits == 32 else ("pushfq", "popfq", "rsp")
+    change = "or dword ptr [{}], 0x100" if on else "and dword ptr [{}], 0xfffffeff"
+    return f" {push}\n {change.format(sp)}\n {pop}\n"
 
 
 def _send(bits: int) -> str:
@@ -280,22 +291,21 @@ stay:
 """
 
 
-def kernel(bits: int, texts: tuple[str, ...]) -> tuple[bytes, Assembly]:
-    """A kernel that runs the snippets one after the other, and its listing.
+def kernel(bits: int, texts: tuple[str, ...], *, stepped: bool = False) -> bytes:
+    """A kernel that runs the snippets one after the other, in single steps if wanted.
 
     A snippet may end in a fault or not. `here` is a label of its own.
     """
     known = symbols(bits)
-    work = _gates(bits) + _snippets(bits, texts) + _send(bits)
+    work = _gates(bits) + _snippets(bits, texts, stepped) + _send(bits)
     parts = {BASE: multiboot1_header(), DATA: data(bits).code}
     if bits == 32:
-        code = assemble(_START + _PAGING32 + work + _CAUGHT32 + _stubs(bits), 32, ENTRY, known)
-        parts[ENTRY] = code.code
+        text = _START + _PAGING32 + work + _CAUGHT32 + _stubs(bits)
+        parts[ENTRY] = assemble(text, 32, ENTRY, known).code
     else:
         parts[ENTRY] = assemble(_START + _PAGING64, 32, ENTRY, known).code
-        code = assemble(work + _caught64() + _stubs(bits), 64, LONG, known)
-        parts[LONG] = code.code
+        parts[LONG] = assemble(work + _caught64() + _stubs(bits), 64, LONG, known).code
     content = bytearray(SIZE)
     for address, part in parts.items():
         content[address - BASE : address - BASE + len(part)] = part
-    return elf(bits, (Load(BASE, BASE, bytes(content), SIZE, flags=7),), entry=ENTRY), code
+    return elf(bits, (Load(BASE, BASE, bytes(content), SIZE, flags=7),), entry=ENTRY)

@@ -19,7 +19,8 @@ Record = dict[str, int]
 
 RING0 = [(32, "bare"), (32, "kvm"), (64, "bare"), (64, "kvm")]
 OUTER = [(32, "xen"), (32, "lguest"), (32, "vmi"), (64, "xen")]
-RF, ARITHMETIC_AND_CONTROL = 0x10000, 0x240ED5
+RF, TF = 0x10000, 0x100
+FLAGS = 0x240ED5  # all but IOPL, NT, and what a fault sets itself
 
 FAR = f"[{UNMAPPED}]"
 KEPT32 = "\n".join(f" mov [scratch], {name}" for name in ("eax", "ecx", "edx", "ebx", "ebp", "esi", "edi"))
@@ -95,12 +96,12 @@ SNIPPETS64 = {
     "rip": "mov r9d, UNMAPPED\n mov rax, [rip+here]\n cli\n mov rax, [r9+rax]\nhere:\n nop",
 }  # fmt: skip
 SNIPPETS = {32: SNIPPETS32, 64: SNIPPETS64}
-CASES = [(bits, backend, name) for bits, backend in RING0 for name in SNIPPETS[bits]]
+CASES = [(bits, backend, name) for bits, backend in (*RING0, *OUTER) for name in SNIPPETS[bits]]
 
 
 @cache
 def original(bits: int) -> bytes:
-    return kernel(bits, tuple(SNIPPETS[bits].values()))[0]
+    return kernel(bits, tuple(SNIPPETS[bits].values()))
 
 
 @cache
@@ -123,9 +124,10 @@ def records(text: bytes, bits: int) -> dict[int, list[Record]]:
     values = [int.from_bytes(text[at : at + word], "little") for at in range(0, len(text), word)]
     for at in range(0, len(values), len(names)):
         record = dict(zip(names, values[at : at + len(names)], strict=True))
-        record["flags"] &= ARITHMETIC_AND_CONTROL
-        if record["vector"] != 14:
-            del record["cr2"]
+        record["flags"] &= FLAGS if record["vector"] != 1 else FLAGS | RF | TF
+        for name, vector in (("cr2", 14), ("dr6", 1)):
+            if record["vector"] != vector:
+                del record[name]
         found.setdefault(record["snippet"], []).append(record)
     return found
 

@@ -36,6 +36,8 @@ have_frame:
   jne host_interrupt
   cmp ebx, 14
   je page_fault
+  cmp ebx, 1
+  je debug_trap
   test dword ptr [S_vector], 0x100
   je dispatch
   cmp ebx, 11
@@ -44,6 +46,13 @@ have_frame:
   ja dispatch
   jmp selector_fault
 
+# DR6.BS: no breakpoint is ever set, so what comes with TF set is a single step.
+debug_trap:
+  test dword ptr [S_flags], 0x100
+  je dispatch
+  or dword ptr [P_debug+16], 0x4000
+  or dword ptr [P_debug+24], 0x4000
+  jmp dispatch
 page_fault:
   CR2_TO_EAX
   mov [V_cr2], eax
