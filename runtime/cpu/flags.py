@@ -6,6 +6,9 @@ CF, PF, AF, ZF, SF, TF, IF, DF, OF = 0x1, 0x4, 0x10, 0x40, 0x80, 0x100, 0x200, 0
 IOPL, NT, RF, VM, AC = 0x3000, 0x4000, 0x10000, 0x20000, 0x40000
 ARITHMETIC = CF | PF | AF | ZF | SF | OF
 
+DR6_BREAKPOINTS, DR6_STATUS, DR6_RESET = 0xF, 0xE00F, 0xFFFF0FF0
+"""Of DR6: B0 to B3; these with BD, BS and BT; and all as it is with none of them set."""
+
 CR0_PE, CR0_TS, CR0_WP, CR0_PG = 1 << 0, 1 << 3, 1 << 16, 1 << 31
 CR4_PAE = 1 << 5
 EFER_SCE, EFER_LME, EFER_LMA, EFER_NXE = 1 << 0, 1 << 8, 1 << 10, 1 << 11

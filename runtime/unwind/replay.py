@@ -181,7 +181,8 @@ class _Step:
             return [behind, int(instruction.near_branch_target)]
         if flow == FlowControl.UNCONDITIONAL_BRANCH and instruction.is_jmp_short_or_near:
             return [int(instruction.near_branch_target)]
-        if instruction.is_call_far or instruction.is_jmp_near_indirect and instruction.op0_kind == OpKind.MEMORY:
+        through_memory = instruction.is_jmp_near_indirect and instruction.op0_kind == OpKind.MEMORY
+        if instruction.is_call_far or through_memory:
             return self._answered_elsewhere(behind)
         if flow == FlowControl.RETURN and instruction.code in (Code.RETND, Code.RETNQ):
             return _known(self.pop())

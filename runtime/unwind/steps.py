@@ -16,8 +16,6 @@ from runtime.unwind.origins import Origins, Spot
 
 __all__ = ["Steps"]
 
-_BREAKPOINTS = 0xF
-"""DR6.B0 to B3."""
 _UNKNOWN = -1
 _GAP = 16
 """Blocks between two steps of one stretch at most: each step is one, and what answers a call adds a few."""
@@ -37,7 +35,7 @@ class Steps:
         self._block = 0
 
     def entered(self, origin: int, place: int) -> None:
-        """The guest has returned to an overwritten instruction, and goes on at `place`, which stands for it."""
+        """The guest has returned to an overwritten instruction, and goes on at `place`, its code."""
         self._running, self._place, self._block = origin, place, self._cpu.control.blocks
 
     def interrupted(self) -> None:
@@ -47,7 +45,7 @@ class Steps:
     def hidden(self) -> bool:
         """A #DB has come: is it a step that the guest is not to see?"""
         cpu, state = self._cpu, self._cpu.state
-        if not cpu.rflags & fl.TF or state.dr[6] & _BREAKPOINTS:
+        if not cpu.rflags & fl.TF or state.dr[6] & fl.DR6_BREAKPOINTS:
             return False
         bits = 64 if cpu.code_width == 64 else 32
         base = 0 if bits == 64 else int(state.segments[fl.CS].base)

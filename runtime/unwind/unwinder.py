@@ -99,7 +99,7 @@ class Unwinder:
     def _known(self, context: Context) -> State:
         """All values as they are now; distances on the stack count from here."""
         word = context.bits // 8
-        state = State([(None, value) for value in context.registers] + [(None, context.flags)])
+        state = State([(None, value) for value in (*context.registers, context.flags)])
         state.registers[SP] = SP, 0
         for index in range(_CALLERS):
             content = self._stack(context, context.registers[SP] + index * word, word)

@@ -380,9 +380,17 @@ class XenHypervisor(Hypervisor):
             return self.emulator.privileged(self.traps.in_kernel)
         if event.vector == fl.UD:
             return self._forced_cpuid()
+        if event.vector == fl.DB:
+            self._keep_debug_status()
         if event.vector == fl.NM:
             self.domain.cpu.set_task_switched(False)
         return False
+
+    def _keep_debug_status(self) -> None:
+        """What #DB was for adds up in the guest's DR6; the real one is cleared (do_debug in x86/traps.c)."""
+        real, registers = self.machine.cpu.state.dr, self.domain.debug_registers
+        registers[6] |= int(real[6]) & fl.DR6_STATUS
+        real[6] = fl.DR6_RESET
 
     def _page_fault(self, error_code: int) -> bool:
         """A write to a page table, a page of the LDT, a stale translation, or the guest's own fault."""

@@ -39,8 +39,8 @@ class RingOneSide:
 
 
 class RingOneHost:
-    """The `CellHost`, `SiteHost` and `FrameHost` of a guest whose memory is `view`; the resident pages, in `pages`,
-    lie behind its RAM."""
+    """The `CellHost`, `SiteHost` and `FrameHost` of a guest whose memory is `view`; the resident pages, in
+    `pages`, lie behind its RAM."""
 
     def __init__(
         self,
