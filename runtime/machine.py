@@ -19,8 +19,10 @@ from runtime.boot import BootImage, BootRequest, EntryState
 from runtime.callpages import CallCounter, find_patched_image, install_page
 from runtime.clock import VirtualClock
 from runtime.cpu import flags as fl
+from runtime.cpu.apic_instructions import APIC_MNEMONICS, ApicInstruction, apic_instruction
 from runtime.cpu.cpuid import answer
 from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
+from runtime.cpu.device_memory import map_device
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.implicit import DescriptorUse, descriptor_use
 from runtime.cpu.linear import LinearMemory
@@ -31,7 +33,7 @@ from runtime.cpu.watch import Site, Watcher
 from runtime.crash import crash_report
 from runtime.devices import build_platform
 from runtime.memory import GuestMemory
-from runtime.memory.paging import ERROR_PRESENT
+from runtime.memory.paging import ERROR_PRESENT, ERROR_USER
 from runtime.outcome import CrashReport, Outcome, RunResult
 from runtime.stats import Stats
 from runtime.trace import Tracer
@@ -42,6 +44,8 @@ __all__ = ["Machine", "MachineConfig"]
 
 PORT_COST_NS = 1000
 """Virtual time of one port access: what the ISA bus takes."""
+MEMORY_DEVICE_COST_NS = 500
+"""Virtual time of an access to a device's registers in memory: uncached, and over the chip set for some."""
 EXCEPTION_COST_NS = 1000
 """Virtual time of delivering an event, and of an instruction that a hypervisor answers."""
 HEARTBEAT_NS = 20_000_000
@@ -122,7 +126,12 @@ class Machine:
         for text in config.fail_on:
             self.console.when(text.encode(), functools.partial(self._failed, text.strip()))
         self._started = False
-        self.platform = build_platform(self.clock, self.memory, self.console, self)
+        self.platform = build_platform(
+            self.clock, self.memory, self.console, self, self.capabilities.apics
+        )
+        for device in self.platform.memory_devices:
+            map_device(self.cpu, device, self._device_accessed)
+        self._nmi = False
         self.hypervisor: Hypervisor = backend.attach(self)
         self._started = True
         self._watcher = self._build_watcher()
@@ -138,11 +147,13 @@ class Machine:
             )
 
     def _build_watcher(self) -> Watcher:
-        """What the backend watches, and port access by user code: the emulator ignores IOPL."""
+        """What the backend watches, what reaches the local APIC, and port access by user code: the emulator
+        ignores IOPL."""
+        apic = APIC_MNEMONICS if self.platform.local_apic is not None else frozenset()
         return Watcher(
             self.cpu,
             self.hypervisor.code_reader(),
-            self.hypervisor.watched(),
+            self.hypervisor.watched() | apic,
             self._watched,
             self.hypervisor.is_own_code,
             outer=PORT_MNEMONICS,
@@ -199,6 +210,8 @@ class Machine:
     def _loop(self) -> None:
         cpu, clock = self.cpu, self.clock
         while self._end is None:
+            if self._nmi and not cpu.in_nmi:
+                self._deliver_nmi()
             waiting = self.hypervisor.interrupt_waiting()
             cpu.set_waiting(waiting)
             if waiting and cpu.window_open:
@@ -221,7 +234,7 @@ class Machine:
     def _halted(self) -> None:
         """HLT was executed: wait if the guest can be woken at all."""
         self.hypervisor.on_halt()
-        if self.cpu.window_open:
+        if self.cpu.window_open or self._nmi:
             self.halt()
         else:
             self.end(Outcome.HALTED, "HLT with interrupts off")
@@ -233,7 +246,7 @@ class Machine:
         """
         self.stats.exits["halt"] += 1
         self.trace("halt", rip=self.cpu.state.rip)
-        while not self.hypervisor.interrupt_waiting():
+        while not (self._nmi or self.hypervisor.interrupt_waiting()):
             if not self.pass_time():
                 self.end(Outcome.HALTED, "halted with nothing to wait for")
                 return False
@@ -376,21 +389,33 @@ class Machine:
 
     def page_fault(self, address: int, error_code: int) -> None:
         """From the CPU: see `CpuEvents.page_fault`."""
-        if error_code & ERROR_PRESENT and self.cpu.cpl == _USER and self._by_itself(address):
-            self.clock.spend_ns(EXCEPTION_COST_NS)
-            return
+        present, in_tables = bool(error_code & ERROR_PRESENT), self._in_tables(address)
+        if self.cpu.cpl == _USER and (present or in_tables):
+            instruction = self._instruction()
+            use = descriptor_use(instruction)
+            if present and self._by_itself(in_tables, instruction, use):
+                self.clock.spend_ns(EXCEPTION_COST_NS)
+                return
+            if in_tables and use is not DescriptorUse.NONE:
+                error_code &= ~ERROR_USER
         self.cpu.state.cr[2] = address
         self.exception(fl.PAGE_FAULT, error_code, False)
 
-    def _by_itself(self, address: int) -> bool:
+    def _instruction(self) -> iced_x86.Instruction:
+        """The one at RIP."""
+        code = self.linear.try_read(self._code_address(0), 15)
+        return iced_x86.Decoder(self.cpu.code_width, code).decode()
+
+    def _in_tables(self, address: int) -> bool:
+        """True for addresses of the GDT and the LDT."""
+        state = self.cpu.state
+        return any(0 <= address - table.base <= table.limit for table in (state.gdt, state.ldt))
+
+    def _by_itself(self, in_tables: bool, instruction: iced_x86.Instruction, use: DescriptorUse) -> bool:
         """Has the instruction a supervisor's rights for this access, and is it done, or allowed by now?"""
-        at = self._code_address(0)
-        instruction = iced_x86.Decoder(self.cpu.code_width, self.linear.try_read(at, 15)).decode()
-        use = descriptor_use(instruction)
         if use is DescriptorUse.NONE:
             return False
-        state = self.cpu.state
-        in_tables = any(0 <= address - table.base <= table.limit for table in (state.gdt, state.ldt))
+        at = self._code_address(0)
         if in_tables and self.cpu.let_read_descriptors(at):
             return True
         return self.cpu.run_as_supervisor(at, instruction.len, use is DescriptorUse.TRANSFER)
@@ -442,7 +467,8 @@ class Machine:
         leaf, subleaf = gpr[fl.RAX] & 0xFFFFFFFF, gpr[fl.RCX] & 0xFFFFFFFF
         self.stats.exits["cpuid"] += 1
         self.clock.spend_ns(EXCEPTION_COST_NS)
-        values = self.hypervisor.on_cpuid(leaf, subleaf, answer(leaf, subleaf, self.cpu.state.cr[4]))
+        bare = answer(leaf, subleaf, self.cpu.state.cr[4], self.platform.local_apic)
+        values = self.hypervisor.on_cpuid(leaf, subleaf, bare)
         gpr[fl.RAX], gpr[fl.RBX], gpr[fl.RCX], gpr[fl.RDX] = values
         self.trace("cpuid", leaf=leaf, subleaf=subleaf)
 
@@ -472,11 +498,34 @@ class Machine:
         """From the watcher: a watched instruction is about to run."""
         if site.mnemonic in self.hypervisor.watched():
             self.clock.spend_ns(EXCEPTION_COST_NS)
-            return self.hypervisor.on_watched(site)
+            done = self.hypervisor.on_watched(site)
+            if done or site.mnemonic not in APIC_MNEMONICS:
+                return done
+        if site.mnemonic in APIC_MNEMONICS:
+            return self._apic_instruction(site)
         if port_allowed(self.cpu, self.linear, site):
             return False
         self.exception(fl.GP, 0, False)
         return True
+
+    def _apic_instruction(self, site: Site) -> bool:
+        """One by which the CPU may reach its local APIC; True if it is done."""
+        apic = self.platform.local_apic
+        outcome = ApicInstruction.OTHER if apic is None else apic_instruction(self.cpu, apic, site)
+        if outcome is ApicInstruction.OTHER:
+            return False
+        self.clock.spend_ns(EXCEPTION_COST_NS)
+        self.stats.exits["apic"] += 1
+        if outcome is ApicInstruction.FAULT:
+            self.exception(fl.GP, 0, False)
+        return True
+
+    def _device_accessed(self, kind: str, address: int, size: int, value: int) -> None:
+        """From the CPU: an access to a device's registers in memory."""
+        self.clock.spend_ns(MEMORY_DEVICE_COST_NS)
+        self.stats.exits[f"device_{kind}"] += 1
+        if self.tracer is not None:
+            self.trace(kind, address=address, size=size, value=value)
 
     # -- MachineControl ------------------------------------------------------------------------
 
@@ -496,3 +545,13 @@ class Machine:
         """The interrupt controller's output changed."""
         if self._started:
             self.cpu.set_waiting(self.hypervisor.interrupt_waiting())
+
+    def nmi(self) -> None:
+        """A non-maskable interrupt: delivered at the next block, once the last one has ended."""
+        self._nmi = True
+        self.cpu.request_stop()
+
+    def _deliver_nmi(self) -> None:
+        self._nmi = False
+        self.cpu.in_nmi = True
+        self.deliver(Event(fl.NMI, external=True))

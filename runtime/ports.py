@@ -13,7 +13,9 @@ __all__ = [
     "AlarmHandle",
     "Clock",
     "ConsoleSink",
+    "LocalApicAccess",
     "MachineControl",
+    "MemoryDevice",
     "PhysicalMemory",
     "Platform",
     "PortDevice",
@@ -59,6 +61,44 @@ class PortDevice(Protocol):
         """Write `size` bytes (1, 2, 4) to `port`."""
 
 
+class MemoryDevice(Protocol):
+    """A device whose registers are guest-physical memory, above all RAM."""
+
+    @property
+    def base(self) -> int:
+        """Guest-physical address, page aligned."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, whole pages."""
+
+    def read(self, offset: int, size: int) -> int:
+        """The value of `size` bytes (1, 2, 4, 8) at `base + offset`."""
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write `size` bytes (1, 2, 4, 8) at `base + offset`."""
+
+
+class LocalApicAccess(Protocol):
+    """What a CPU's own instructions reach of its local APIC."""
+
+    cr8: int
+    """Task priority class, 0 to 15."""
+
+    @property
+    def is_enabled(self) -> bool:
+        """True while IA32_APIC_BASE has it enabled: CPUID shows that."""
+
+    def owns(self, index: int) -> bool:
+        """True for the model-specific registers that belong to it."""
+
+    def read(self, index: int) -> int | None:
+        """RDMSR of one of them; None is #GP."""
+
+    def write(self, index: int, value: int) -> bool:
+        """WRMSR of one of them; False is #GP."""
+
+
 class PhysicalMemory(Protocol):
     """Guest-physical memory. Outside RAM reads give all ones and writes are ignored, as on a PC."""
 
@@ -95,13 +135,16 @@ class MachineControl(Protocol):
     def set_interrupt_line(self, level: bool) -> None:
         """The interrupt controller's output to the CPU changed."""
 
+    def nmi(self) -> None:
+        """A non-maskable interrupt for the CPU."""
+
 
 class Platform(Protocol):
-    """A set of devices: the port space and one interrupt controller.
+    """A set of devices: the port space, registers in memory, and what interrupts the CPU.
 
-    `runtime.devices.build_platform(clock, memory, console, control) -> Platform`
-    builds the PC. The interrupt controller calls `control.set_interrupt_line` whenever its
-    output changes; the machine calls `acknowledge` when it takes the interrupt.
+    `runtime.devices.build_platform` builds the PC. The interrupt controller calls
+    `control.set_interrupt_line` whenever its output changes; the machine calls `acknowledge` when it
+    takes the interrupt.
     """
 
     def read_port(self, port: int, size: int) -> int:

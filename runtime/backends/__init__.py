@@ -51,6 +51,8 @@ class Capabilities:
     """`guest tables`, `shadow` or `direct`."""
     time_source: str
     summary: str
+    apics: bool = False
+    """The guest's PC has a local APIC and an I/O APIC; else two 8259s are all that interrupts it."""
     watched: frozenset[str] = field(default_factory=frozenset)
     """Mnemonics (iced, lower case; `mov cs`, `mov ss`, `push cs`, `push ss` for the reads of these
     registers, `call far`) of instructions that do not trap by themselves where this
@@ -78,7 +80,9 @@ class Hypervisor:
         Raises `ImageError` when the image cannot be loaded.
         """
         machine = self.machine
-        return load_image(machine.image, machine.memory, machine.config.request)
+        return load_image(
+            machine.image, machine.memory, machine.config.request, apics=machine.capabilities.apics
+        )
 
     def page_code(self, width: int) -> bytes | None:
         """The call page for `width` as this backend wants it (whole page, header included), or

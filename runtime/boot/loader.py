@@ -27,8 +27,12 @@ PROTOCOLS: dict[BootKind, BootProtocol] = {
 """Protocols of native kernels. A hypervisor's own protocol belongs to its backend."""
 
 
-def load_image(image: BootImage, memory: PhysicalMemory, request: BootRequest) -> EntryState:
+def load_image(
+    image: BootImage, memory: PhysicalMemory, request: BootRequest, *, apics: bool = False
+) -> EntryState:
     """Put firmware tables, the image and its protocol's structures into memory.
+
+    `apics` says whether the tables tell of a local APIC and an I/O APIC.
 
     Returns the processor state at the first instruction. Raises ImageError if the image cannot
     be placed or has no entry for its protocol, UsageError if what comes with it does not fit.
@@ -36,7 +40,7 @@ def load_image(image: BootImage, memory: PhysicalMemory, request: BootRequest) -
     protocol = PROTOCOLS.get(image.kind)
     if protocol is None:
         raise ImageError(f"no native loader for the {image.kind.value} protocol", "choose that backend")
-    write_firmware(memory)
+    write_firmware(memory, apics=apics)
     arena = Arena(memory)
     arena.load_segments(image.segments)
     return protocol(image, request, arena)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from runtime.boot.firmware import rsdp
+from runtime.boot.firmware import RSDP_ADDRESS
 from runtime.boot.layout import CONVENTIONAL_END, MIB, Arena
 from runtime.boot.model import BootImage, BootKind, BootRequest, EntryState
 from runtime.boot.multiboot1 import boot_modules
@@ -13,7 +13,8 @@ from runtime.boot.protocol import entry_of, flat32
 __all__ = ["load_multiboot2"]
 
 _MAGIC = 0x36D76289
-_END, _CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP, _ACPI_OLD = 0, 1, 2, 3, 4, 6, 14
+_END, _CMDLINE, _LOADER, _MODULE, _MEMORY, _MAP, _ACPI_OLD, _ACPI_NEW = 0, 1, 2, 3, 4, 6, 14, 15
+_RSDP_OLD, _RSDP_NEW = 20, 36
 
 
 def load_multiboot2(image: BootImage, request: BootRequest, arena: Arena) -> EntryState:
@@ -28,7 +29,9 @@ def load_multiboot2(image: BootImage, request: BootRequest, arena: Arena) -> Ent
         start = arena.place_after_image(data)
         tags.append(_tag(_MODULE, struct.pack("<II", start, start + len(data)) + _string(line)))
     parts = b"".join(struct.pack("<QQII", part.base, part.length, part.type, 0) for part in arena.map)
-    tags += [_tag(_MAP, struct.pack("<II", 24, 0) + parts), _tag(_ACPI_OLD, rsdp()), _tag(_END, b"")]
+    root = arena.memory.load(RSDP_ADDRESS, _RSDP_NEW)
+    tags += [_tag(_MAP, struct.pack("<II", 24, 0) + parts)]
+    tags += [_tag(_ACPI_OLD, root[:_RSDP_OLD]), _tag(_ACPI_NEW, root), _tag(_END, b"")]
     body = b"".join(tags)
     information = arena.place_low(struct.pack("<II", 8 + len(body), 0) + body)
     return flat32(entry, arena, rax=_MAGIC, rbx=information)

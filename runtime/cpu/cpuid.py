@@ -1,10 +1,13 @@
 """What CPUID answers: a plain 64-bit CPU without anything that is not repeatable.
 
 The features are those that the emulated CPU (Unicorn's Haswell) really executes. Left out on
-purpose: RDRAND and RDSEED (not deterministic), the local APIC (the machine has 8259s), and AVX.
+purpose: RDRAND and RDSEED (not deterministic) and AVX. The local APIC is announced where the machine
+has one.
 """
 
 from __future__ import annotations
+
+from runtime.ports import LocalApicAccess
 
 __all__ = ["XCR0_SUPPORTED", "CpuidAnswer", "answer"]
 
@@ -55,6 +58,10 @@ _FEATURES_ECX = sum(
     )
 )
 _OSXSAVE = 1 << 27
+_APIC = 1 << 9
+_X2APIC, _TSC_DEADLINE = 1 << 21, 1 << 24
+_THREAD, _CORE = 1, 2
+"""Level types of the topology leaf."""
 _LEAF7_EBX = sum(1 << bit for bit in (0, 3, 7, 8, 9))
 """FSGSBASE, BMI1, SMEP, BMI2, ERMS."""
 _EXTENDED_EDX = sum(1 << bit for bit in (11, 20, 27, 29))
@@ -71,18 +78,20 @@ def _text(data: bytes) -> CpuidAnswer:
     return words[0], words[1], words[2], words[3]
 
 
-def answer(leaf: int, subleaf: int, cr4: int) -> CpuidAnswer:
+def answer(leaf: int, subleaf: int, cr4: int, apic: LocalApicAccess | None = None) -> CpuidAnswer:
     """The bare machine's CPUID. Leaves that do not exist read as zero.
 
-    `cr4` matters for OSXSAVE, which mirrors CR4 bit 18.
+    `cr4` matters for OSXSAVE, which mirrors CR4 bit 18; `apic` is the local APIC, if there is one.
     """
     if leaf == 0:
         ebx, edx, ecx, _ = _text(_VENDOR + bytes(4))
         return 0xD, ebx, ecx, edx
     if leaf == 1:
-        return _SIGNATURE, 0x0800, _FEATURES_ECX | (_OSXSAVE if cr4 & 1 << 18 else 0), _FEATURES_EDX
+        return _features(cr4, apic)
     if leaf == 7 and subleaf == 0:
         return 0, _LEAF7_EBX, 0, 0
+    if leaf == 0xB and apic is not None:
+        return _topology(subleaf)
     if leaf == 0xD:
         return _xsave(subleaf)
     if leaf == 0x80000000:
@@ -98,6 +107,24 @@ def answer(leaf: int, subleaf: int, cr4: int) -> CpuidAnswer:
     if leaf == 0x80000008:
         return 0x3028, 0, 0, 0
     return 0, 0, 0, 0
+
+
+def _features(cr4: int, apic: LocalApicAccess | None) -> CpuidAnswer:
+    ecx, edx, ebx = _FEATURES_ECX, _FEATURES_EDX, 0x0800
+    if cr4 & 1 << 18:
+        ecx |= _OSXSAVE
+    if apic is not None:
+        ecx |= _X2APIC | _TSC_DEADLINE
+        edx |= _APIC if apic.is_enabled else 0
+        ebx |= 1 << 16
+    return _SIGNATURE, ebx, ecx, edx
+
+
+def _topology(subleaf: int) -> CpuidAnswer:
+    """One thread in one core, whose x2APIC number is 0."""
+    if subleaf < 2:
+        return 0, 1, (_THREAD, _CORE)[subleaf] << 8 | subleaf, 0
+    return 0, 0, subleaf & 0xFF, 0
 
 
 def _xsave(subleaf: int) -> CpuidAnswer:

@@ -25,7 +25,7 @@ HF_TS = 1 << 11
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 HF_OSFXSR = 1 << 22
-HF2_VINTR = 1 << 3
+HF2_NMI, HF2_VINTR = 1 << 2, 1 << 3
 
 DESC_PRESENT = 1 << 15
 DESC_SYSTEM = 1 << 12  # set for code and data, clear for system descriptors

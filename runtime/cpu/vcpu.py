@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -36,6 +37,10 @@ _OUT = ctypes.CFUNCTYPE(
 )
 _PLAIN = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p)
 _EDGE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+
+DEVICE_WINDOW = (0xFEC0_0000, 0xFEF0_0000)
+"""Where a PC has devices' registers: mapped apart from the rest of the open bus, whose pages are too many to
+be taken out one by one."""
 
 TSC_READ_COST_NS = 200
 """Virtual cost of RDTSC; keeps the guest's polling loops short without changing what it measures."""
@@ -149,12 +154,24 @@ class VCpu:
 
     def _map_memory(self) -> None:
         self.uc.mem_map_ptr(0, self.memory.total, uc_const.UC_PROT_ALL, self.memory.host_address)
-        rest = (1 << 52) - self.memory.total
+        edges = (self.memory.total, *DEVICE_WINDOW, 1 << 52)
+        for begin, end in itertools.pairwise(edges):
+            self.map_registers(begin, end - begin, self.native.open_bus_read, self.native.open_bus_write)
+
+    def map_registers(self, address: int, size: int, on_read: Any, on_write: Any) -> None:
+        """Let callbacks (C, of the emulator's form) answer for the pages from physical `address` on."""
         status = uclib.uc_mmio_map(
-            self.handle, self.memory.total, rest, self.native.open_bus_read, 0, self.native.open_bus_write, 0
+            self.handle,
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(size),
+            ctypes.cast(on_read, ctypes.c_void_p),
+            ctypes.c_void_p(0),
+            ctypes.cast(on_write, ctypes.c_void_p),
+            ctypes.c_void_p(0),
         )
         if status:
             raise unicorn.UcError(status)
+        self._keep += [on_read, on_write]
 
     # -- hooks ---------------------------------------------------------------------------------
 
@@ -184,8 +201,9 @@ class VCpu:
         """Take a hook away; blocks translated with it keep calling it until they are dropped."""
         uclib.uc_hook_del(self.handle, hook)
 
-    def _guarded(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
-        """Python errors must not cross the C frame: remember the first, stop at the next block."""
+    def guarded(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
+        """A callback for the emulator. Python errors must not cross the C frame: the first is remembered, and
+        ends the run at the next block."""
 
         def call(*arguments: Any) -> Any:
             try:
@@ -236,13 +254,13 @@ class VCpu:
         self.uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
         self.add_hook(uc_const.UC_HOOK_TLB_FILL, self.native.fill_tlb, control)
         self.add_hook(uc_const.UC_HOOK_BLOCK, self.native.block, control)
-        self.add_hook(uc_const.UC_HOOK_INTR, _INTR(self._guarded(interrupt, None)))
-        self.add_hook(uc_const.UC_HOOK_INSN_INVALID, _PLAIN(self._guarded(invalid, 1)))
-        self.add_hook(insn, _IN(self._guarded(port_in, 0)), insn=x86_const.UC_X86_INS_IN)
-        self.add_hook(insn, _OUT(self._guarded(port_out, None)), insn=x86_const.UC_X86_INS_OUT)
-        self.add_hook(insn, _PLAIN(self._guarded(cpuid, 1)), insn=x86_const.UC_X86_INS_CPUID)
-        self.add_hook(insn, _PLAIN(self._guarded(syscall, 1)), insn=x86_const.UC_X86_INS_SYSCALL)
-        self.add_hook(insn, _PLAIN(self._guarded(sysenter, 1)), insn=x86_const.UC_X86_INS_SYSENTER)
+        self.add_hook(uc_const.UC_HOOK_INTR, _INTR(self.guarded(interrupt, None)))
+        self.add_hook(uc_const.UC_HOOK_INSN_INVALID, _PLAIN(self.guarded(invalid, 1)))
+        self.add_hook(insn, _IN(self.guarded(port_in, 0)), insn=x86_const.UC_X86_INS_IN)
+        self.add_hook(insn, _OUT(self.guarded(port_out, None)), insn=x86_const.UC_X86_INS_OUT)
+        self.add_hook(insn, _PLAIN(self.guarded(cpuid, 1)), insn=x86_const.UC_X86_INS_CPUID)
+        self.add_hook(insn, _PLAIN(self.guarded(syscall, 1)), insn=x86_const.UC_X86_INS_SYSCALL)
+        self.add_hook(insn, _PLAIN(self.guarded(sysenter, 1)), insn=x86_const.UC_X86_INS_SYSENTER)
         self.add_hook(insn, self.native.rdtsc, control, insn=x86_const.UC_X86_INS_RDTSC)
         self.add_hook(insn, self.native.rdtscp, control, insn=x86_const.UC_X86_INS_RDTSCP)
 
@@ -270,7 +288,7 @@ class VCpu:
         def reached(_uc: int, _address: int, _size: int, _data: int) -> None:
             callback()
 
-        function = _CODE(self._guarded(reached, None))
+        function = _CODE(self.guarded(reached, None))
         self._keep.append(function)
         data = ctypes.cast(function, ctypes.c_void_p).value or 0
         return self.add_hook(uc_const.UC_HOOK_CODE, self.native.arrived, data, address, address)
@@ -286,7 +304,7 @@ class VCpu:
             block = _TranslatedBlock.from_address(current)
             callback(block.pc, block.size)
 
-        function = _EDGE(self._guarded(generated, None))
+        function = _EDGE(self.guarded(generated, None))
         self._keep.append(function)
         self.control.watch_level = level
         self.control.watch_callback = ctypes.cast(function, ctypes.c_void_p).value or 0
@@ -360,6 +378,15 @@ class VCpu:
         """16, 32 or 64: the width of the code that runs."""
         hflags = self.state.hflags
         return 64 if hflags & fl.HF_CS64 else 32 if hflags & fl.HF_CS32 else 16
+
+    @property
+    def in_nmi(self) -> bool:
+        """True from the delivery of an NMI to the next IRET (which the emulator notices)."""
+        return bool(self.state.hflags2 & fl.HF2_NMI)
+
+    @in_nmi.setter
+    def in_nmi(self, value: bool) -> None:
+        self.state.hflags2 = self.state.hflags2 & ~fl.HF2_NMI | (fl.HF2_NMI if value else 0)
 
     def write_control(self, number: int, value: int) -> None:
         """Write CR0, CR3 or CR4 with all side effects (mode change, TLB flush)."""

@@ -42,6 +42,7 @@ _OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
     **dict.fromkeys(("insb", "insw", "insd"), (b"\x6c", b"\x6d")),
     **dict.fromkeys(("outsb", "outsw", "outsd"), (b"\x6e", b"\x6f")),
     **dict.fromkeys(("mov es", "mov cs", "mov ss", "mov ds", "mov fs", "mov gs"), (b"\x8c",)),
+    "mov cr8": (b"\x0f\x20", b"\x0f\x22"),
     "push es": (b"\x06",),
     "push cs": (b"\x0e",),
     "push ss": (b"\x16",),
@@ -58,9 +59,11 @@ _READ_SEGMENTS = {getattr(iced_x86.Register, name.upper()): f" {name}" for name 
 
 
 def _name_of(instruction: iced_x86.Instruction) -> str:
-    """The mnemonic; reads of segment registers and far calls, some sensitive, are told from their kin."""
+    """The mnemonic; reads of segment registers, CR8 and far calls, are told from their kin."""
     name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
     if name == "mov":
+        if iced_x86.Register.CR8 in (instruction.op0_register, instruction.op1_register):
+            return "mov cr8"
         return name + _READ_SEGMENTS.get(instruction.op1_register, "")
     if name == "push":
         return name + _READ_SEGMENTS.get(instruction.op0_register, "")

@@ -81,6 +81,9 @@ class Control:
     def set_interrupt_line(self, level: bool) -> None:
         self.interrupt = level
 
+    def nmi(self) -> None:
+        self.calls.append(("nmi", None))
+
 
 class Sink:
     """Collects console output."""

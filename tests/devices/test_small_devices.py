@@ -143,7 +143,19 @@ def test_pci_mechanism_is_there_and_the_bus_is_empty(board: Board) -> None:
     board.pc.write_port(0xCFC, 4, 0)
 
 
+def test_acpi_mode_is_entered_and_left_by_the_command_port(board: Board) -> None:
+    assert board.pc.read_port(0x604, 2) == 0x0000
+    board.outb(0xB2, 0xF1)
+    assert board.pc.read_port(0x604, 2) == 0x0001
+    board.pc.write_port(0x604, 2, 0)
+    assert board.pc.read_port(0x604, 2) == 0x0001
+    board.outb(0xB2, 0xF0)
+    assert board.pc.read_port(0x604, 2) == 0x0000
+    assert board.inb(0xB2) == 0xF0
+
+
 def test_power_off_by_sleep_enable(board: Board) -> None:
+    board.outb(0xB2, 0xF1)
     assert board.pc.read_port(0x604, 2) == 0x0001
     board.pc.write_port(0x604, 2, 0x1400)
     board.pc.write_port(0x604, 2, 0x3400)  # a sleep type that is not S5

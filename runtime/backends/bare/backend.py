@@ -21,6 +21,7 @@ class BareBackend:
         privilege={32: 0, 64: 0},
         memory="guest tables",
         time_source="8254 and TSC",
+        apics=True,
         summary="no hypervisor: the architecture's own instructions on the emulated PC",
     )
 
