@@ -219,6 +219,8 @@ class Machine:
                 self.hypervisor.deliver_interrupt()
                 self._charge(since)
                 continue
+            if self._nmi:
+                cpu.stop_after_block()  # the last one's IRET lets it in
             self._watcher.before_run()
             stop = cpu.run()
             self._watcher.settle()

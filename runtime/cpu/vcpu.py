@@ -350,7 +350,9 @@ class VCpu:
         """RFLAGS with the arithmetic flags computed."""
         state = self.state
         if state.cc_op == 1:
-            return state.eflags | (state.cc_src & fl.ARITHMETIC) | (fl.DF if state.df == -1 else 0) | 2
+            # While the emulator executes, what a hook on an instruction left in EFLAGS of these is out of date.
+            own = state.eflags & ~(fl.ARITHMETIC | fl.DF) if self._executing else state.eflags
+            return own | (state.cc_src & fl.ARITHMETIC) | (fl.DF if state.df == -1 else 0) | 2
         uclib.uc_reg_read(self.handle, x86_const.UC_X86_REG_EFLAGS, ctypes.byref(self._flags_word))
         return self._flags_word.value & 0x3FFFFF | 2
 
@@ -434,6 +436,10 @@ class VCpu:
             return False
         return not self.state.hflags & fl.HF_INHIBIT_IRQ
 
+    def stop_after_block(self) -> None:
+        """Let the next `run` end behind one block (more for what it does by itself in between)."""
+        self.control.blocks_left, self.control.limit = 2, 0
+
     def _refused(self) -> None:
         """The walker found no way for an access: RIP is on the instruction."""
         control = self.control
@@ -512,7 +518,7 @@ class VCpu:
                 control.stopped, error = 1, 0
                 break
             error = self._execute(self.state.rip)
-        control.force = 0
+        control.force = control.blocks_left = 0
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

@@ -58,7 +58,7 @@ _READ_ONLY = _WORDS | {
 _NOT_READ_BY_MSR = frozenset(
     {Register.DFR, Register.ICR_HIGH, Register.EOI, Register.SELF_IPI, Register.RRD, Register.APR}
 )
-_WRITABLE_BY_MSR = {
+_WRITABLE_BY_MSR: dict[int, int] = {
     Register.TPR: 0xFF, Register.SVR: 0x1FF, Register.EOI: 0, Register.ESR: 0,
     Register.INITIAL_COUNT: 0xFFFF_FFFF, Register.DIVIDE: 0xB, **_LVT_WRITABLE,
 }  # fmt: skip

@@ -118,7 +118,7 @@ def test_acpi_tables_lead_from_the_root_pointer_to_s5() -> None:
     assert words(memory, fadt + 56, 1) == (0x600,)
     assert words(memory, fadt + 64, 1) == (0x604,)
     assert words(memory, fadt + 76, 1) == (0x608,)
-    assert memory.load(fadt + 4, 4) == (116).to_bytes(4, "little")
+    assert memory.load(fadt + 4, 4) == (244).to_bytes(4, "little")
     assert b"\x08_S5_\x12" in memory.load(dsdt, 60)
 
 
@@ -177,11 +177,12 @@ def test_multiboot2_tags() -> None:
         tags[kind] = memory.load(at + 8, size - 8)
         at += -(-size // 8) * 8
     assert at == base + total
-    assert set(tags) == {0, 1, 2, 3, 4, 6, 14}
+    assert set(tags) == {0, 1, 2, 3, 4, 6, 14, 15}
     assert tags[1] == b"quiet\0"
     start, end = struct.unpack_from("<II", tags[3])
     assert memory.load(start, end - start) == b"xyz"
-    assert tags[14][:8] == b"RSD PTR "
+    assert tags[14][:8] == b"RSD PTR " and len(tags[14]) == 20
+    assert tags[15][:20] == tags[14] and sum(tags[15]) & 0xFF == 0
 
 
 # -- Linux -----------------------------------------------------------------------------------------
