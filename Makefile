@@ -12,7 +12,7 @@ JOBS   ?= 2
 TEST_PACKAGES := qemu-system-x86 gcc gcc-multilib binutils gdb
 SETUP_PACKAGES := python3-venv
 
-.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench matrix oracle samples docs clean
+.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench matrix oracle oracle-pc samples docs clean
 
 help:
 	@echo "make demo    patch a real kernel (GNU Mach) and run it on two hypervisors"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench   the measured figures, each beside a peer from the same run"
 	@echo "make matrix  every guest on every backend"
 	@echo "make oracle  the Xen model against real Xen 4.17, verdict by verdict"
+	@echo "make oracle-pc  the PC's sample under QEMU and here, patched and unpatched"
 	@echo "make samples rebuild the sample kernels with gcc and as"
 	@echo "make docs    regenerate the ABI reference and the other generated pages"
 
@@ -80,6 +81,9 @@ matrix: setup-dev
 
 oracle: setup-dev apt-test
 	@$(BIN)/python -m tests.oracle
+
+oracle-pc: setup-dev apt-test
+	@$(BIN)/python -m pytest tests/samples tests/patch/test_on_qemu.py tests/backends/test_patched_guests.py -k pc-x86_64
 
 samples:
 	@$(MAKE) -C samples

@@ -350,7 +350,7 @@ class VCpu:
         """RFLAGS with the arithmetic flags computed."""
         state = self.state
         if state.cc_op == 1:
-            # While the emulator executes, what a hook on an instruction left in EFLAGS of these is out of date.
+            # While the emulator executes, what a hook left of these in EFLAGS is out of date.
             own = state.eflags & ~(fl.ARITHMETIC | fl.DF) if self._executing else state.eflags
             return own | (state.cc_src & fl.ARITHMETIC) | (fl.DF if state.df == -1 else 0) | 2
         uclib.uc_reg_read(self.handle, x86_const.UC_X86_REG_EFLAGS, ctypes.byref(self._flags_word))

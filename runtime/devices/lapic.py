@@ -35,7 +35,7 @@ class Register(enum.IntEnum):
 
 
 _MASKED = 1 << 16
-_LVT_WRITABLE = {
+_LVT_WRITABLE: dict[int, int] = {
     Register.LVT_TIMER: 0x0007_00FF,
     Register.LVT_THERMAL: 0x0001_07FF,
     Register.LVT_COUNTER: 0x0001_07FF,

@@ -64,9 +64,6 @@ high_entry:
 boot_gdt_pointer:
 	.word 3 * 8 - 1
 	.long PHYSICAL(gdt)
-	.p2align 4
-	.space 512
-boot_stack_top:
 	.p2align 12
 boot_top:
 	.space 4096
@@ -76,6 +73,8 @@ boot_pointers_high:
 	.space 4096
 boot_directories:
 	.space 4 * 4096
+	.space 512
+boot_stack_top:
 
 	.text
 	.code64

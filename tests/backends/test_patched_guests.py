@@ -67,7 +67,7 @@ def test_the_patched_native_sample_runs_as_on_bare(backend: str, tmp_path: Path)
     assert here.stats["missed"] == 0, here.stats["missed_sites"]
 
 
-@pytest.mark.parametrize("name", ["native-i386", "native-x86_64"])
+@pytest.mark.parametrize("name", ["native-i386", "native-x86_64", "pc-x86_64"])
 def test_the_patched_native_samples_run_on_kvm_as_on_bare(name: str, tmp_path: Path) -> None:
     image = patched(sample(name), tmp_path)
     assert run(image, "kvm").transcript == run(image, "bare").transcript == expected(name)

@@ -12,7 +12,7 @@ from rewriter.emit.produce import Produced, patch_image
 from rewriter.image import Image, open_image
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
-SAMPLE_NAMES = ("native-i386", "native-x86_64")
+SAMPLE_NAMES = ("native-i386", "native-x86_64", "pc-x86_64")
 GUEST_NAMES = ("gnumach-i386", "gnumach-amd64", "memtest-ia32", "memtest-x64")
 
 Patches = Callable[[str], tuple[Image, Produced]]

@@ -12,7 +12,11 @@ import pytest
 
 from tests.samples.images import NAMES, SAMPLES, expected, image
 
-QEMU = {"native-i386": "qemu-system-i386", "native-x86_64": "qemu-system-x86_64"}
+QEMU = {
+    "native-i386": "qemu-system-i386",
+    "native-x86_64": "qemu-system-x86_64",
+    "pc-x86_64": "qemu-system-x86_64",
+}
 FLAGS = (
     *("-accel", "tcg", "-m", "32", "-no-reboot", "-nic", "none"),
     *("-display", "none", "-vga", "none", "-monitor", "none", "-serial", "stdio"),

@@ -15,6 +15,8 @@ RUNS = [
     ("native-i386", "kvm"),
     ("native-x86_64", "bare"),
     ("native-x86_64", "kvm"),
+    ("pc-x86_64", "bare"),
+    ("pc-x86_64", "kvm"),
     ("kvm-x86_64", "kvm"),
     ("lguest-i386", "lguest"),
     ("vmi-i386", "vmi"),

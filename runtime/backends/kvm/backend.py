@@ -98,6 +98,7 @@ class KvmBackend:
         privilege={32: 0, 64: 0},
         memory="guest tables",
         time_source="kvmclock (ns)",
+        apics=True,
         summary="KVM's guest interface: CPUID leaves, kvmclock and steal time MSRs, VMCALL",
         watched=frozenset({"rdmsr", "wrmsr"}),
     )
