@@ -27,6 +27,7 @@ from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.implicit import DescriptorUse, descriptor_use
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.ports import PORT_MNEMONICS, port_allowed
+from runtime.cpu.realmode import deliver_real, in_real_mode, no_bios
 from runtime.cpu.start import enter_guest
 from runtime.cpu.vcpu import Stop, VCpu
 from runtime.cpu.watch import Site, Watcher
@@ -353,6 +354,10 @@ class Machine:
             rip=self.cpu.state.rip,
             software=int(event.software),
         )
+        if in_real_mode(self.cpu):
+            if not deliver_real(self.cpu, self.linear, event):
+                self.crash(no_bios(self.cpu, event), event)
+            return
         try:
             self.deliverer.deliver(event)
         except TripleFault as fault:

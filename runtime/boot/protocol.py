@@ -89,6 +89,9 @@ def identity64(rip: int, arena: Arena, **registers: int) -> EntryState:
 
 
 def _gdt(arena: Arena, code: int) -> tuple[int, int]:
-    """A GDT in which the entry's selectors mean what their segment registers hold."""
-    table = struct.pack("<4Q", 0, 0, _GDT_BASE_FLAGS[code], _GDT_BASE_FLAGS[_DATA32])
+    """A GDT in which the entry's selectors mean what their segment registers hold.
+
+    They are GRUB's and Linux's. QEMU's loader has its code at 8, which GRUB leaves empty: that works too.
+    """
+    table = struct.pack("<4Q", 0, *(_GDT_BASE_FLAGS[kind] for kind in (code, code, _DATA32)))
     return arena.place_low(table), len(table) - 1

@@ -2,8 +2,9 @@
 
 Source: National PC16550D data sheet. Transmission takes no time, so a guest that polls for the
 empty transmitter never waits; reception keeps to the programmed character time only for the
-FIFO timeout. The other end honours RTS and never overruns the FIFO, so text typed before the guest
-has opened its port is not lost.
+FIFO timeout. The other end never overruns the FIFO, and waits until the guest listens: it raises RTS,
+or leaves its receive interrupt enabled, or polls for data. So text typed before the guest has opened
+its port is not lost. As in QEMU's port, interrupts come whatever OUT2 says.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ _RBR, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCR = range(8)
 _IER_RX, _IER_THRE, _IER_LINE, _IER_MODEM = 1, 2, 4, 8
 _IIR_NONE, _IIR_MODEM, _IIR_THRE, _IIR_RX, _IIR_LINE, _IIR_TIMEOUT = 1, 0, 2, 4, 6, 12
 _LCR_DLAB = 0x80
-_MCR_RTS, _MCR_OUT2, _MCR_LOOP = 0x02, 0x08, 0x10
+_MCR_RTS, _MCR_LOOP = 0x02, 0x10
 _LSR_DATA, _LSR_THRE, _LSR_IDLE = 0x01, 0x20, 0x40
 _MSR_CONNECTED = 0xB0  # DCD, DSR, CTS
 _MSR_TERI = 0x04
 _FIFO_SIZE = 16
 _TRIGGERS = (1, 4, 8, 14)
 _CLOCK_HZ = 1_843_200
+_POLLS_OF_A_LISTENER = 16
+"""So many readings of LSR in a row are no check before sending: the guest waits for data."""
 
 
 class Uart16550:
@@ -50,6 +53,10 @@ class Uart16550:
         self._thre_pending = False
         self._timed_out = False
         self._timeout: AlarmHandle | None = None
+        self._listens = False
+        """The guest has shown, without RTS, that it takes what comes."""
+        self._look: AlarmHandle | None = None
+        self._polls = 0
         self._fifo: deque[int] = deque()
         self._typed: deque[int] = deque()
 
@@ -62,7 +69,7 @@ class Uart16550:
 
     def _fill(self) -> None:
         capacity = _FIFO_SIZE if self._fcr & 1 else 1
-        ready = self._mcr & (_MCR_RTS | _MCR_LOOP) == _MCR_RTS
+        ready = not self._mcr & _MCR_LOOP and (self._listens or bool(self._mcr & _MCR_RTS))
         while ready and self._typed and len(self._fifo) < capacity:
             self._fifo.append(self._typed.popleft())
         self._restart_timeout()
@@ -79,8 +86,20 @@ class Uart16550:
             self._timeout = None
         self._timed_out = False
         if self._fifo and len(self._fifo) < self._trigger:
-            character = 10 * 16 * max(self._divisor, 1) * NANOSECONDS // _CLOCK_HZ
-            self._timeout = self._clock.schedule_at(self._clock.now_ns + 4 * character, self._expire)
+            self._timeout = self._clock.schedule_at(self._clock.now_ns + 4 * self._character_ns, self._expire)
+
+    @property
+    def _character_ns(self) -> int:
+        """Time of ten bits at the programmed rate."""
+        return 10 * 16 * max(self._divisor, 1) * NANOSECONDS // _CLOCK_HZ
+
+    def _look_for_listener(self) -> None:
+        """A receive interrupt that is still enabled one character later was no probing of the register."""
+        self._look = None
+        if self._ier & _IER_RX and not self._listens:
+            self._listens = True
+            if self._typed:
+                self._fill()
 
     def _expire(self) -> None:
         self._timeout = None
@@ -102,15 +121,18 @@ class Uart16550:
         return _IIR_NONE
 
     def _update(self) -> None:
-        """Drive the request line, which the PC gates with OUT2."""
-        open_gate = self._mcr & (_MCR_OUT2 | _MCR_LOOP) == _MCR_OUT2
-        self._irq(open_gate and self._identify() != _IIR_NONE)
+        """Drive the request line."""
+        self._irq(self._identify() != _IIR_NONE)
 
     # -- registers --------------------------------------------------------------------------------
 
     def read(self, port: int) -> int:
         """Read a register; reading data, IIR, LSR or MSR has the chip's effects."""
         register = port - self._base
+        self._polls = self._polls + 1 if register == _LSR else 0
+        if self._polls == _POLLS_OF_A_LISTENER:
+            self._listens = True
+            self._fill()
         if self._lcr & _LCR_DLAB and register < 2:
             return self._divisor >> 8 * register & 0xFF
         if register == _RBR:
@@ -144,6 +166,7 @@ class Uart16550:
     def write(self, port: int, value: int) -> None:
         """Write a register. LSR and MSR are read only here, as programs must treat them."""
         register = port - self._base
+        self._polls = 0
         if self._lcr & _LCR_DLAB and register < 2:
             shift = 8 * register
             self._divisor = self._divisor & ~(0xFF << shift) | value << shift
@@ -152,6 +175,9 @@ class Uart16550:
         elif register == _IER:
             self._thre_pending |= bool(value & ~self._ier & _IER_THRE)
             self._ier = value & 0x0F
+            if value & _IER_RX and not self._listens and self._look is None:
+                due = self._clock.now_ns + self._character_ns
+                self._look = self._clock.schedule_at(due, self._look_for_listener)
         elif register == _IIR:
             self._write_fcr(value)
         elif register == _LCR:

@@ -64,14 +64,39 @@ def test_transmitter_interrupt_comes_again_for_every_byte() -> None:
     assert line.rises == 3  # an edge each, for an edge-triggered controller
 
 
-def test_interrupts_need_out2() -> None:
+def test_interrupts_come_whatever_out2_says() -> None:
+    """As in QEMU's port: drivers that leave MCR 0 expect it."""
     uart, _, line, _ = make()
     uart.write(IER, 0x02)
-    assert not line.level
+    assert line.level
     uart.write(MCR, 0x08)
     assert line.level
-    uart.write(MCR, 0x18)
-    assert not line.level  # loop-back disconnects OUT2
+    assert uart.read(IIR) & 0x0F == 0x02
+    assert not line.level
+
+
+def test_a_driver_that_leaves_mcr_alone_receives_by_interrupt() -> None:
+    uart, clock, line, _ = make()
+    uart.receive(b"hi")
+    uart.write(IER, 0x01)
+    uart.write(IER, 0x00)  # a probe of the register
+    clock.advance(2_000_000)
+    assert uart.read(LSR) & 1 == 0
+    uart.write(IER, 0x01)
+    clock.advance(2_000_000)
+    assert line.level
+    assert (uart.read(COM1), uart.read(COM1)) == (ord("h"), ord("i"))
+    assert not line.level
+
+
+def test_a_driver_that_polls_receives_without_request_to_send() -> None:
+    uart, _, _, _ = make()
+    uart.receive(b"p")
+    for byte in b"a check before each byte that is sent is no waiting for data":
+        assert uart.read(LSR) & 1 == 0
+        uart.write(COM1, byte)
+    assert any(uart.read(LSR) & 1 for _ in range(16))
+    assert uart.read(COM1) == ord("p")
 
 
 def test_receive_trigger_level_then_timeout() -> None:

@@ -10,7 +10,8 @@ from elftools.elf.elffile import ELFFile
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 NAMES = (
-    "native-i386", "native-x86_64", "pc-x86_64", "kvm-x86_64", "lguest-i386", "xen-x86_64", "xen-i386", "vmi-i386",
+    "native-i386", "native-x86_64", "pc-x86_64", "kvm-x86_64", "lguest-i386", "xen-x86_64", "xen-i386",
+    "vmi-i386",
 )  # fmt: skip
 
 
