@@ -105,6 +105,14 @@ def elf(
     return bytes(body)
 
 
+def with_dynamic(data: bytes, address: int, size: int, offset: int) -> bytes:
+    """An ELF32 file with a PT_DYNAMIC header more, in the room behind its program headers."""
+    (count,) = struct.unpack_from("<H", data, 44)
+    header = struct.pack("<8I", 2, offset, address, address, size, size, 6, 4)
+    place = 52 + 32 * count
+    return data[:44] + struct.pack("<H", count + 1) + data[46:place] + header + data[place + 32 :]
+
+
 def _symbol_parts(
     body: bytearray, bits: int, symbols: tuple[tuple[str, int, int], ...], index: int
 ) -> list[Part]:

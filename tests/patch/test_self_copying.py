@@ -16,7 +16,7 @@ from rewriter.scan import scan_image
 from runtime.backends import backend_named
 from runtime.machine import Machine, MachineConfig
 from runtime.outcome import Outcome, RunResult
-from tests.image.builders import Load, elf, multiboot1_header
+from tests.image.builders import Load, elf, multiboot1_header, with_dynamic
 
 BASE, COPY, SIZE, MEMORY = 0x10000, 0x40000, 0x1000, 0x2000
 ENTRY, TABLES = BASE + 0x40, BASE + 0x800
@@ -61,14 +61,6 @@ function:
 """
 
 
-def _dynamic(data: bytes, address: int, size: int, offset: int) -> bytes:
-    """An ELF32 file with a PT_DYNAMIC header more, in the room behind its program headers."""
-    (count,) = struct.unpack_from("<H", data, 44)
-    header = struct.pack("<8I", 2, offset, address, address, size, size, 6, 4)
-    place = 52 + 32 * count
-    return data[:44] + struct.pack("<H", count + 1) + data[46:place] + header + data[place + 32 :]
-
-
 @cache
 def kernel(kind: int = 3) -> bytes:
     """It says 0, copies itself, says 1 in the copy, clears the original, calls through what it relocated."""
@@ -85,7 +77,7 @@ def kernel(kind: int = 3) -> bytes:
     for address, part in parts.items():
         content[address - BASE : address - BASE + len(part)] = part
     data = elf(32, (Load(BASE, BASE, bytes(content), MEMORY, flags=7),), entry=ENTRY, kind=kind)
-    return _dynamic(data, DYNAMIC, len(tags), 0x1000 + DYNAMIC - BASE)
+    return with_dynamic(data, DYNAMIC, len(tags), 0x1000 + DYNAMIC - BASE)
 
 
 def image(data: bytes) -> Image:

@@ -7,10 +7,12 @@ words leave by the serial port at the end.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from functools import cache
 
 from pvpatch.abi.asm import Assembly, assemble
-from tests.image.builders import Load, elf, multiboot1_header
+from tests.image.builders import Load, elf, multiboot1_header, with_dynamic
 
 __all__ = ["REGISTERS", "UNMAPPED", "fields", "kernel"]
 
@@ -22,6 +24,8 @@ TABLES = BASE + 0x8000
 IDT = BASE + 0xC000
 STACK = BASE + 0xF000
 LOG = BASE + 0x10000
+POINTERS, DYNAMIC, RECORDS = DATA + 0x800, DATA + 0xF00, DATA + 0x1000
+"""In files that say what they relocate."""
 SIZE = 0x20000
 UNMAPPED = 0xD0001000
 """No page is there."""
@@ -132,7 +136,7 @@ def _stubs(bits: int) -> str:
     """A stub per exception, 16 bytes each, and the gates made of them."""
     text = " .align 16\nstubs:\n"
     for vector in range(32):
-        text += " .align 16\n"
+        text += f" .align 16\nstub{vector}:\n"
         text += "" if vector in _CODES else " push 0\n"
         text += f" push {vector}\n jmp caught\n"
     return text
@@ -291,21 +295,35 @@ stay:
 """
 
 
-def kernel(bits: int, texts: tuple[str, ...], *, stepped: bool = False) -> bytes:
+def _relocations(labels: Mapping[str, int]) -> dict[int, bytes]:
+    """Words that hold addresses of code, a relocation record for each, and a dynamic section that says so."""
+    wanted = [value for name, value in labels.items() if name.startswith(("after", "caught", "stub"))]
+    records = b"".join(struct.pack("<II", POINTERS + 4 * index, 8) for index in range(len(wanted)))
+    tags = struct.pack("<8I", 17, RECORDS, 18, len(records), 19, 8, 0, 0)
+    return {POINTERS: struct.pack(f"<{len(wanted)}I", *wanted), RECORDS: records, DYNAMIC: tags}
+
+
+def kernel(bits: int, texts: tuple[str, ...], *, stepped: bool = False, moves: bool = False) -> bytes:
     """A kernel that runs the snippets one after the other, in single steps if wanted.
 
-    A snippet may end in a fault or not. `here` is a label of its own.
+    A snippet may end in a fault or not. `here` is a label of its own. `moves`: the file says that its code
+    may be loaded anywhere (32 bits only).
     """
     known = symbols(bits)
     work = _gates(bits) + _snippets(bits, texts, stepped) + _send(bits)
     parts = {BASE: multiboot1_header(), DATA: data(bits).code}
     if bits == 32:
-        text = _START + _PAGING32 + work + _CAUGHT32 + _stubs(bits)
-        parts[ENTRY] = assemble(text, 32, ENTRY, known).code
+        code = assemble(_START + _PAGING32 + work + _CAUGHT32 + _stubs(bits), 32, ENTRY, known)
+        parts[ENTRY] = code.code
+        parts |= _relocations(code.labels) if moves else {}
     else:
         parts[ENTRY] = assemble(_START + _PAGING64, 32, ENTRY, known).code
         parts[LONG] = assemble(work + _caught64() + _stubs(bits), 64, LONG, known).code
     content = bytearray(SIZE)
     for address, part in parts.items():
         content[address - BASE : address - BASE + len(part)] = part
-    return elf(bits, (Load(BASE, BASE, bytes(content), SIZE, flags=7),), entry=ENTRY)
+    load = Load(BASE, BASE, bytes(content), SIZE, flags=7)
+    if not moves:
+        return elf(bits, (load,), entry=ENTRY)
+    made = elf(32, (load,), entry=ENTRY, kind=3)
+    return with_dynamic(made, DYNAMIC, len(parts[DYNAMIC]), 0x1000 + DYNAMIC - BASE)

@@ -115,6 +115,17 @@ def patched(bits: int) -> Produced:
     return patch_image(parse_image(original(bits), Path("kernel")))
 
 
+@cache
+def moving(*, unpatched: bool = False, backend: str = "bare") -> dict[int, list[Record]]:
+    """Of a kernel whose sites reach their thunks by a call through memory."""
+    data = kernel(32, tuple(SNIPPETS32.values()), moves=True)
+    if not unpatched:
+        made = patch_image(parse_image(data, Path("kernel")))
+        assert made.job.reach.kind == "absolute"
+        data = made.file
+    return records(run(data, backend).transcript, 32)
+
+
 def run(data: bytes, backend: str) -> RunResult:
     config = MachineConfig(memory_mib=16, max_time_s=1.0)
     image = boot_image(parse_image(data, Path("kernel")))
@@ -160,3 +171,13 @@ def test_a_fault_is_shown_at_the_site_with_the_sites_registers(bits: int, backen
     number = list(SNIPPETS[bits]).index(name)
     expected = [text_of(record) for record in seen(bits, "bare", unpatched=True)[number]]
     assert [text_of(record) for record in seen(bits, backend).get(number, ())] == expected
+
+
+@pytest.mark.parametrize("name", SNIPPETS32)
+@pytest.mark.parametrize("backend", ["bare", "kvm", "xen", "lguest", "vmi"])
+def test_it_is_so_where_the_site_calls_its_thunk(backend: str, name: str) -> None:
+    number = list(SNIPPETS32).index(name)
+    if (32, backend, name) in UNCHECKED:
+        return
+    expected = [text_of(record) for record in moving(unpatched=True)[number]]
+    assert [text_of(record) for record in moving(backend=backend).get(number, ())] == expected
