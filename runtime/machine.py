@@ -345,6 +345,7 @@ class Machine:
         self.clock.spend_ns(EXCEPTION_COST_NS)
         if self.presenter is not None:
             self.presenter.present(event)
+            self.clock.spend_ns(self.presenter.cost_ns())
         if event.external:
             self.stats.interrupts[event.vector] += 1
         self.trace(

@@ -8,10 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from iced_x86 import OpKind
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pvpatch.abi.spec import load_spec
 from pvpatch.report.scan import scan_document
 from pvpatch.report.tables import table
 from rewriter.emit.produce import Produced
@@ -53,6 +55,7 @@ def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
     document["schema"] = SCHEMA
     document["totals"]["by_tactic"] = _by_tactic(manifest.sites)
     document["totals"]["patched"] = sum(map(_is_patched, manifest.sites))
+    document["totals"]["may_fault"] = _may_fault(produced)
     document["original"] = {"sha256": manifest.original_sha256, "size": manifest.original_size}
     document["output"] = {"sha256": hashlib.sha256(produced.file).hexdigest(), "size": len(produced.file)}
     document["reach"] = manifest.reach
@@ -64,6 +67,18 @@ def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
 def patch_json(image: Image, produced: Produced) -> str:
     """The document as text, the same for the same image."""
     return json.dumps(patch_document(image, produced), indent=1) + "\n"
+
+
+def _may_fault(produced: Produced) -> int:
+    """Patched sites whose instruction may raise a fault: by what it does, or by its operand in memory."""
+    spec, view = load_spec(), produced.job.view
+    count = 0
+    for site in filter(_is_patched, produced.manifest.sites):
+        instruction = view.at(site.address)
+        kinds = range(instruction.op_count) if instruction is not None else ()
+        in_memory = instruction is not None and any(instruction.op_kind(i) == OpKind.MEMORY for i in kinds)
+        count += bool(spec.call(site.call).faults) or in_memory
+    return count
 
 
 def _by_tactic(sites: tuple[Site, ...]) -> dict[str, int]:
@@ -96,7 +111,9 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
     manifest = produced.manifest
     cells = sum(site.cell is not None for site in sites)
     rows += [("stackless", f"{cells} sites, each an instruction in a cell")] if cells else []
+    faulting = _may_fault(produced)
     rows += [
+        ("may fault", f"{faulting:,} sites; on hardware at another address (docs/patch.md)"),
         ("windows", f"{len(produced.job.plan.windows):,}"),
         ("bytes rewritten", f"{sizes['changed']:,}"),
         (

@@ -93,6 +93,7 @@ class TrapFrames:
         if number is not None and context is before:
             context = presenter.unwinder.at_slot(context, number)
         shown = presenter.presented(context, Event(vector, software=vector not in _FAULTS))
+        self._machine.clock.spend_ns(presenter.cost_ns())
         context = context if shown is None else shown.context
         if context != before:
             self._put(context)

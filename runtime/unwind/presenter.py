@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Presenter"]
 
+_FOLLOW_NS = 500
+"""Guest time for one instruction followed: a guest that lets us follow much has less time."""
 _TRAPS = frozenset({fl.DB, fl.BP, fl.OV})
 """Exceptions that are reported behind their instruction."""
 
@@ -94,6 +96,11 @@ class Presenter:
             self.steps.interrupted()
         self._places.lead_back(found)
         return found
+
+    def cost_ns(self) -> int:
+        """Guest time for what was followed since this was asked last."""
+        followed, self.unwinder.followed = self.unwinder.followed, 0
+        return followed * _FOLLOW_NS
 
     def _is_added(self, context: Context) -> bool:
         """Is that code of the patch, or beside the guest?"""

@@ -56,6 +56,8 @@ class Unwinder:
         self.origins = origins
         self._read = read
         self._left = left
+        self.followed = 0
+        """Instructions of ours followed so far: what the host has to do for the guest."""
 
     def unwind(self, context: Context) -> Presented | None:
         """The context at the instruction that the code stands for, as if nothing of it had run.
@@ -66,7 +68,12 @@ class Unwinder:
         spot = self.origins.spot(context.rip, context.code_base, bits)
         if spot is None:
             return None
-        fetch = self.origins.fetch(spot.base, bits)
+        block = self.origins.fetch(spot.base, bits)
+
+        def fetch(rip: int) -> bytes:
+            self.followed += 1
+            return block(rip)
+
         for piece in self._pieces(context, spot):
             start = spot.base + piece.offset & _mask(bits)
             state = State.at_site(bits // 8, called=piece.anchor is not None)
@@ -81,6 +88,7 @@ class Unwinder:
         bits = context.bits
 
         def fetch(rip: int) -> bytes:
+            self.followed += 1
             return self._read(rip + context.code_base & _mask(bits), LONGEST)
 
         for rip, state in follow(context.rip, self._begins(context), self._known(context), bits, fetch):

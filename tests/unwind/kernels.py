@@ -213,6 +213,7 @@ caught:
  mov [ebx+80], eax
  lea ebx, [ebx+84]
  mov [cursor], ebx
+EXTRA
  mov eax, [resume]
  cmp eax, 0
  je again
@@ -243,26 +244,28 @@ def _caught64() -> str:
     keep(27, "cr2")
     keep(28, "dr6")
     lines += [
-        " lea rbx, [rbx+232]", " mov eax, cursor", " mov [rax], rbx", " mov eax, resume", " mov rax, [rax]",
+        " lea rbx, [rbx+232]", " mov eax, cursor", " mov [rax], rbx", "EXTRA", " mov eax, resume",
+        " mov rax, [rax]",
         " cmp rax, 0", " je again",
         " mov [rsp+32], rax", "again:", " pop rbx", " pop rax", " lea rsp, [rsp+16]", " iretq",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def _snippets(bits: int, texts: tuple[str, ...], stepped: bool) -> str:
-    """Each with known registers, and a place to go on at; `stepped`: each with TF set, and no such place."""
+def _snippets(bits: int, texts: tuple[str, ...], returns: bool, stepped: bool) -> str:
+    """Each with known registers, and with a place to go on at unless the handler `returns`."""
     small, a, b = ("e", "eax", "ebx") if bits == 32 else ("r", "rax", "rbx")
     out = ""
     for number, text in enumerate(texts):
         out += f" mov {small}sp, {STACK - 0x100}\n"
-        for name, value in (("resume", 0 if stepped else f"after{number}"), ("snippet", number)):
+        for name, value in (("resume", 0 if returns else f"after{number}"), ("snippet", number)):
             out += f" mov eax, {value}\n mov ebx, {name}\n mov [{b}], {a}\n"
         for index, name in enumerate(REGISTERS[bits]):
             if name[1:] != "sp":
                 out += f" mov {name}, {0x01010101 * (index + 1)}\n"
         text = text.replace("here", f"here{number}").strip("\n") + "\n nop\n nop\n"
-        out += (_flag(bits, True) + text + _flag(bits, False) if stepped else text) + f"after{number}:\n"
+        out += _flag(bits, True) + text + _flag(bits, False) if stepped else text
+        out += f"after{number}:\n"
     return out
 
 
@@ -295,6 +298,16 @@ stay:
 """
 
 
+def _extra(bits: int, repairs: bool, looks_up: str) -> str:
+    """What the handler does besides: EBX is given another address, or EIP is looked up."""
+    if repairs:
+        return " mov dword ptr [esp+16], scratch" if bits == 32 else " mov eax, scratch\n mov [rsp], rax"
+    if not looks_up:
+        return ""
+    a, at = ("eax", "[esp+40]") if bits == 32 else ("rax", "[rsp+32]")
+    return f" mov {a}, {at}\n cmp {a}, {looks_up}\n je known\n mov al, 1\n out 0xf4, al\nknown:"
+
+
 def _relocations(labels: Mapping[str, int]) -> dict[int, bytes]:
     """Words that hold addresses of code, a relocation record for each, and a dynamic section that says so."""
     wanted = [value for name, value in labels.items() if name.startswith(("after", "caught", "stub"))]
@@ -303,22 +316,34 @@ def _relocations(labels: Mapping[str, int]) -> dict[int, bytes]:
     return {POINTERS: struct.pack(f"<{len(wanted)}I", *wanted), RECORDS: records, DYNAMIC: tags}
 
 
-def kernel(bits: int, texts: tuple[str, ...], *, stepped: bool = False, moves: bool = False) -> bytes:
+def kernel(
+    bits: int,
+    texts: tuple[str, ...],
+    *,
+    stepped: bool = False,
+    moves: bool = False,
+    repairs: bool = False,
+    looks_up: str = "",
+) -> bytes:
     """A kernel that runs the snippets one after the other, in single steps if wanted.
 
     A snippet may end in a fault or not. `here` is a label of its own. `moves`: the file says that its code
-    may be loaded anywhere (32 bits only).
+    may be loaded anywhere (32 bits only). `repairs`: the handler puts a good address into EBX and returns to
+    the instruction. `looks_up`: it knows this one address to go on from, and gives up at any other.
     """
+    extra = _extra(bits, repairs, looks_up)
     known = symbols(bits)
-    work = _gates(bits) + _snippets(bits, texts, stepped) + _send(bits)
+    work = _gates(bits) + _snippets(bits, texts, stepped or repairs, stepped) + _send(bits)
     parts = {BASE: multiboot1_header(), DATA: data(bits).code}
     if bits == 32:
-        code = assemble(_START + _PAGING32 + work + _CAUGHT32 + _stubs(bits), 32, ENTRY, known)
+        work += _CAUGHT32.replace("EXTRA", extra) + _stubs(bits)
+        code = assemble(_START + _PAGING32 + work, 32, ENTRY, known)
         parts[ENTRY] = code.code
         parts |= _relocations(code.labels) if moves else {}
     else:
         parts[ENTRY] = assemble(_START + _PAGING64, 32, ENTRY, known).code
-        parts[LONG] = assemble(work + _caught64() + _stubs(bits), 64, LONG, known).code
+        work += _caught64().replace("EXTRA", extra) + _stubs(bits)
+        parts[LONG] = assemble(work, 64, LONG, known).code
     content = bytearray(SIZE)
     for address, part in parts.items():
         content[address - BASE : address - BASE + len(part)] = part
