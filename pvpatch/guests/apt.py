@@ -20,6 +20,8 @@ __all__ = ["Apt", "FetchError", "Package"]
 LISTS_FRESH_SECONDS = 24 * 3600
 COMMAND_SECONDS = 300
 DOWNLOAD_SECONDS = 1800
+_KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_MIRROR = "http://deb.debian.org/debian"
 
 
 class FetchError(PvpatchError):
@@ -42,9 +44,11 @@ class Package:
 class Apt:
     """apt for one Debian architecture, with its state below `state`."""
 
-    def __init__(self, state: Path, architecture: str) -> None:
+    def __init__(self, state: Path, architecture: str, suite: str = "") -> None:
+        """`suite` names a Debian suite to ask instead of the system's own sources."""
         self._state = state
         self._architecture = architecture
+        self._suite = suite
         self._last_error = ""
 
     def prepare(self, *, force: bool = False) -> None:
@@ -131,6 +135,13 @@ class Apt:
             self._last_error = _last_line(result.stderr)
         return result
 
+    def _sources(self) -> Path:
+        """A source list of the one suite, checked with the keys that Debian installs."""
+        path = self._state / "sources.list"
+        if not path.exists():
+            path.write_text(f"deb [signed-by={_KEYS}] {_MIRROR} {self._suite} main\n", encoding="ascii")
+        return path
+
     def _options(self) -> list[str]:
         state = self._state
         values = {
@@ -144,6 +155,9 @@ class Apt:
             "Acquire::Retries": "2",
             "APT::Get::List-Cleanup": "true",
         }
+        if self._suite:
+            values["Dir::Etc::SourceList"] = self._sources()
+            values["Dir::Etc::SourceParts"] = "/dev/null"
         if os.geteuid() == 0:
             # The download sandbox user may not enter the cache of root's home; the files are still verified.
             values["APT::Sandbox::User"] = "root"

@@ -23,7 +23,10 @@ class Guest:
     package: str = ""
     depends_of: str = ""
     depends_prefix: str = ""
+    depends_suffix: str = ""
     suffix: str = ""
+    suite: str = ""
+    """Debian suite, if the system's own sources do not have the package."""
     large: bool = False
 
     @property
@@ -31,6 +34,7 @@ class Guest:
         """How the package is found, in words."""
         name = self.package or f"dependency of {self.depends_of}"
         suffix = f", {self.suffix} package" if self.suffix else ""
+        suffix += f", {self.suite}" if self.suite else ""
         return f"{name}{suffix} ({self.architecture})"
 
 

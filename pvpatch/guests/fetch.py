@@ -80,9 +80,9 @@ def fetch(name: str, *, refresh: bool = False) -> Fetched:
 
 def _fetch(wanted: Guest, *, refresh: bool) -> Fetched:
     root = cache_folder()
-    state = root / "apt" / wanted.architecture
+    state = root / "apt" / "-".join(filter(None, (wanted.architecture, wanted.suite)))
     state.mkdir(parents=True, exist_ok=True)
-    apt = Apt(state, wanted.architecture)
+    apt = Apt(state, wanted.architecture, wanted.suite)
     with _lock(state / "lock"):
         apt.prepare(force=refresh)
         package = _resolve(apt, wanted)
@@ -105,9 +105,10 @@ def _resolve(apt: Apt, wanted: Guest) -> Package:
     name = wanted.package
     if not name:
         meta = apt.show(wanted.depends_of)
-        matching = [item for item in meta.depends if item.startswith(wanted.depends_prefix)]
+        matching = [item for item in meta.depends if _is_wanted(wanted, item)]
         if not matching:
-            raise FetchError(f"{wanted.depends_of} depends on no {wanted.depends_prefix}* package")
+            pattern = f"{wanted.depends_prefix}*{wanted.depends_suffix}"
+            raise FetchError(f"{wanted.depends_of} depends on no {pattern} package")
         name = matching[0]
     return apt.show(name + wanted.suffix)
 
@@ -187,7 +188,11 @@ def _from_record(wanted: Guest, folder: Path) -> Fetched | None:
 def _same_package(wanted: Guest, package: str) -> bool:
     if wanted.package:
         return package == wanted.package + wanted.suffix
-    return package.startswith(wanted.depends_prefix) and package.endswith(wanted.suffix)
+    return package.endswith(wanted.suffix) and _is_wanted(wanted, package.removesuffix(wanted.suffix))
+
+
+def _is_wanted(wanted: Guest, dependency: str) -> bool:
+    return dependency.startswith(wanted.depends_prefix) and dependency.endswith(wanted.depends_suffix)
 
 
 @contextmanager

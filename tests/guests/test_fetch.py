@@ -108,10 +108,31 @@ def test_a_new_version_is_fetched_and_the_newest_is_cached(apt: FakeApt) -> None
 
 
 def test_package_by_dependency(apt: FakeApt) -> None:
-    apt.depend("linux-image-cloud-amd64", "base, linux-image-9.9-amd64 (= 9.9-1), other | more")
-    apt.serve("linux-image-9.9-amd64", "9.9-1", {"boot/vmlinuz-9.9-amd64": b"kernel"})
+    apt.depend("linux-image-cloud-amd64", "base, linux-image-9.9-cloud-amd64 (= 9.9-1), other | more")
+    apt.serve("linux-image-9.9-cloud-amd64", "9.9-1", {"boot/vmlinuz-9.9-cloud-amd64": b"kernel"})
     found = fetch("linux-amd64")
-    assert (found.package, found.path.name) == ("linux-image-9.9-amd64", "vmlinuz-9.9-amd64")
+    assert (found.package, found.path.name) == ("linux-image-9.9-cloud-amd64", "vmlinuz-9.9-cloud-amd64")
+
+
+def test_kernels_of_one_version_are_told_apart(apt: FakeApt) -> None:
+    apt.depend("linux-image-cloud-amd64", "linux-image-9-cloud-amd64")
+    apt.depend("linux-image-rt-amd64", "linux-image-9-rt-amd64")
+    apt.serve("linux-image-9-cloud-amd64", "9", {"boot/vmlinuz-9-cloud-amd64": b"cloud"})
+    fetch("linux-amd64")
+    (apt.folder / "linux-image-9-cloud-amd64.deb").unlink()
+    apt.serve("linux-image-9-rt-amd64", "9", {"boot/vmlinuz-9-rt-amd64": b"real time"})
+    assert cached("linux-rt-amd64") is None
+    assert fetch("linux-rt-amd64").path.read_bytes() == b"real time"
+    found = cached("linux-amd64")
+    assert found is not None and found.path.read_bytes() == b"cloud"
+
+
+def test_another_suite_has_sources_and_a_state_of_its_own(apt: FakeApt) -> None:
+    apt.serve("gnumach-image-1.8-486-smp", "2", {"boot/gnumach-1.8-486-smp.gz": b"mach"})
+    fetch("gnumach-smp-i386")
+    sources = cache_folder() / "apt" / "i386-sid" / "sources.list"
+    assert sources.read_text().endswith(" sid main\n")
+    assert f"Dir::Etc::SourceList={sources}" in (apt.folder / "log").read_text()
 
 
 def test_private_state_and_architecture(apt: FakeApt) -> None:
