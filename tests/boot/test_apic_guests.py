@@ -1,4 +1,4 @@
-"""Kernels that nobody here wrote and that want a local APIC, on `bare`; Xen beside what it says under QEMU."""
+"""Kernels of others that want a local APIC, on `bare`; Xen beside what it says under QEMU."""
 
 from __future__ import annotations
 
