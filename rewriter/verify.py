@@ -13,7 +13,7 @@ from functools import cache
 import capstone
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
 
-from pvpatch.abi.errors import PvpatchError
+from pvpatch.abi.errors import SelfCheckError
 from rewriter.emit.assembly import Encoded, Item
 from rewriter.emit.patch import PatchJob
 from rewriter.emit.relocate import is_direct_branch, is_direct_call
@@ -35,7 +35,7 @@ _IMMEDIATES = (
 )
 
 
-class VerificationError(PvpatchError):
+class VerificationError(SelfCheckError):
     """The emitted code is not what was meant: a fault of this program, found before anything is written."""
 
 

@@ -5,7 +5,15 @@ Exit codes are those of the command-line contract (docs/cli.md).
 
 from __future__ import annotations
 
-__all__ = ["AnswerNo", "GuestCrash", "ImageError", "LimitReached", "PvpatchError", "UsageError"]
+__all__ = [
+    "AnswerNo",
+    "GuestCrash",
+    "ImageError",
+    "LimitReached",
+    "PvpatchError",
+    "SelfCheckError",
+    "UsageError",
+]
 
 
 class PvpatchError(Exception):
@@ -52,3 +60,12 @@ class LimitReached(PvpatchError):
     """A limit (guest time, memory) was reached before the guest ended."""
 
     exit_code = 5
+
+
+class SelfCheckError(PvpatchError):
+    """What was made is not what was meant: a fault of this program, found before anything is written."""
+
+    exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"a fault of pvpatch itself: {message}", "nothing was written; please report it")

@@ -23,6 +23,8 @@ from rewriter.manifest import UNPATCHED, Site
 __all__ = ["SCHEMA", "Cost", "patch_document", "patch_json", "render_patch_rich", "render_patch_text"]
 
 SCHEMA = "pvpatch/patch/1"
+LOW_COVERAGE = 0.9
+"""Share of patched sites below which the closing block warns."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def patch_document(image: Image, produced: Produced) -> dict[str, Any]:
     document["reach"] = manifest.reach
     document["resident"] = dict(manifest.resident)
     document["bytes"] = _sizes(produced)
+    document["warnings"] = list(_warnings(produced))
     return document
 
 
@@ -95,6 +98,19 @@ def _sizes(produced: Produced) -> dict[str, int]:
         "resident": job.resident.size,
         "reserved_memory": job.resident.memory_size,
     }
+
+
+def _warnings(produced: Produced) -> tuple[str, ...]:
+    """What a person must know before the patched image is used; one sentence each."""
+    sites = produced.manifest.sites
+    patched = sum(map(_is_patched, sites))
+    if patched >= LOW_COVERAGE * len(sites):
+        return produced.job.warnings
+    low = (
+        f"LOW COVERAGE: {len(sites) - patched:,} of {len(sites):,} sites keep their instruction; where the "
+        "kernel is deprivileged each of them is emulated, or fails"
+    )
+    return (low, *produced.job.warnings)
 
 
 def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
@@ -133,7 +149,7 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
         ),
         ("memory", f"{cost.peak_memory / 2**20:.0f} MiB peak"),
     ]
-    return rows
+    return rows + [("warning", text) for text in _warnings(produced)]
 
 
 def _refused(image: Image, produced: Produced) -> list[tuple[str, str, str, str, str]]:

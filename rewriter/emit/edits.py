@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pvpatch.abi.errors import SelfCheckError
 from rewriter.manifest import Addition, Change
 
 __all__ = ["Edits"]
@@ -80,7 +81,7 @@ class Edits:
         self.changes.sort(key=lambda change: change.offset)
         for first, second in zip(self.changes, self.changes[1:], strict=False):
             if first.offset + len(first.new) // 2 > second.offset:
-                raise ValueError(f"two changes meet at file offset {second.offset:#x}")
+                raise SelfCheckError(f"two changes meet at file offset {second.offset:#x}")
         data = bytearray(self.payload)
         for change in self.changes:
             new = bytes.fromhex(change.new)

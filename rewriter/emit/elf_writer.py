@@ -15,15 +15,15 @@ from pvpatch.abi.errors import ImageError
 from rewriter.emit.edits import Edits
 from rewriter.emit.resident import Resident
 from rewriter.image import Image
+from rewriter.image.loading import load_ranges
 
-__all__ = ["add_resident", "redirect_entry", "redirect_pvh"]
+__all__ = ["add_resident"]
 
 _PAGE = 4096
 _PT_LOAD = 1
 _RWX = 7
 _SHT_PROGBITS, _SHT_NOBITS, _ALLOC_WRITE_EXEC = 1, 8, 7
 _SECTION_NAME = b".pvpatch\0"
-_XEN_PHYS32_ENTRY = 18
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,18 @@ _CLASSES = {
 
 
 def add_resident(image: Image, resident: Resident, virtual_delta: int, edits: Edits) -> int:
-    """Append the block and describe it in the headers; returns its file offset."""
+    """Append the block and describe it in the headers; returns its file offset.
+
+    Where a boot header has the file loaded in one piece, the offset follows from the block's address.
+    """
     payload = image.payload
     form = _CLASSES[image.kind]
-    edits.pad(_PAGE, "padding in front of the resident block")
+    ranges = load_ranges(image)
+    if ranges:
+        place = ranges[0].file_offset + resident.physical - ranges[0].address
+        edits.pad_to(place, "zeros up to the resident block, which one range loads with the image")
+    else:
+        edits.pad(_PAGE, "padding in front of the resident block")
     offset = edits.end
     virtual = (resident.physical + virtual_delta) % (1 << (32 if image.kind == "elf32" else 64))
     for part in resident.parts:
@@ -65,9 +73,10 @@ def add_resident(image: Image, resident: Resident, virtual_delta: int, edits: Ed
 
 def _program_header(image: Image, form: _Class, resident: Resident, offset: int, virtual: int) -> bytes:
     sizes = (resident.size, resident.memory_size)
+    align = _PAGE if (offset - virtual) % _PAGE == 0 else 1
     if image.kind == "elf32":
-        return form.program.pack(_PT_LOAD, offset, virtual, resident.physical, *sizes, _RWX, _PAGE)
-    return form.program.pack(_PT_LOAD, _RWX, offset, virtual, resident.physical, *sizes, _PAGE)
+        return form.program.pack(_PT_LOAD, offset, virtual, resident.physical, *sizes, _RWX, align)
+    return form.program.pack(_PT_LOAD, _RWX, offset, virtual, resident.physical, *sizes, align)
 
 
 def _grow_program_table(payload: bytes, form: _Class, header: bytes, edits: Edits) -> None:
@@ -153,20 +162,3 @@ def _add_section(
     )
     edits.change(form.counts + 6, struct.pack("<H", count + 1), "header", "one section more")
     edits.append(b"".join(rows), "section headers", None)
-
-
-def redirect_entry(image: Image, address: int, edits: Edits, why: str) -> None:
-    """Point e_entry at the stub."""
-    offset, code = _CLASSES[image.kind].entry
-    edits.change(offset, struct.pack(code, address), "header", why)
-
-
-def redirect_pvh(image: Image, address: int, edits: Edits, why: str) -> None:
-    """Point the PVH note (owner Xen, type 18; Xen's public/elfnote.h) at the stub."""
-    for size, code in ((8, "<Q"), (4, "<I")):
-        pattern = struct.pack("<III", 4, size, _XEN_PHYS32_ENTRY) + b"Xen\0"
-        at = image.payload.find(pattern)
-        if at >= 0:
-            edits.change(at + len(pattern), struct.pack(code, address), "header", why)
-            return
-    raise ImageError("the PVH note cannot be found in the file")

@@ -29,13 +29,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class StubPlace:
-    """Physical addresses that the stub is built for; ``image_end`` is 0 for a block behind the image."""
+    """Physical addresses that the stub is built for; ``image_end`` is 0 for a block behind the image.
+
+    ``zero`` is address and size of memory that the stub clears, since the loader no longer does.
+    """
 
     code: int
     reserve: tuple[int, int]
     buffer: int
     stack_top: int
     image_end: int = 0
+    zero: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ def _symbols(place: StubPlace) -> dict[str, int]:
         "RES_START": place.reserve[0],
         "RES_END": place.reserve[1],
         "IMAGE_END": place.image_end or 0xFFFFFFFF,
+        "ZERO_START": place.zero[0],
+        "ZERO_SIZE": place.zero[1],
         "BUFFER": place.buffer,
         "BUFFER_END": place.buffer + MAP_BUFFER,
         "STACK_TOP": place.stack_top,

@@ -3,8 +3,8 @@
 # Runs at its physical address with flat segments and paging off (Multiboot 1 section 3.2,
 # Multiboot 2 section 3.3, Linux boot.rst "32-bit boot protocol", Xen's pvh.pandoc). It keeps
 # every general register, and does its work once.
-# Symbols given: RES_START RES_END IMAGE_END (all ones: the block is behind the image) BUFFER
-# BUFFER_END STACK_TOP, and per entry the text that
+# Symbols given: RES_START RES_END IMAGE_END (all ones: the block is behind the image) ZERO_START
+# ZERO_SIZE (what a loader should have cleared) BUFFER BUFFER_END STACK_TOP, and per entry the text that
 # `rewriter.emit.entry` puts at the front (labels entry_N) and at the back (labels leave_N).
 
 save:
@@ -22,6 +22,10 @@ save:
   cmp dword ptr [done], 0
   jne finish
   mov dword ptr [done], 1
+  mov edi, ZERO_START
+  mov ecx, ZERO_SIZE
+  mov eax, 0
+  rep stosb
   mov edi, BUFFER
   mov eax, [protocol]
   cmp eax, 2

@@ -2,8 +2,8 @@
 
 Linux boot protocol (boot.rst): the file is padded with zeros up to load address + init_size,
 so that the block, which follows, lies behind everything that the program uses; the size
-fields of the setup header follow suit. Multiboot with address fields: the same by the fields
-load_end_addr and bss_end_addr (specification 0.6.96, section 3.1.3).
+fields of the setup header follow suit. Multiboot with address fields: the same, by
+`rewriter.emit.boot_fields`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import struct
 from rewriter.emit.edits import Edits
 from rewriter.emit.resident import Resident
 from rewriter.image import Image
-from rewriter.image.multiboot import find_multiboot
+from rewriter.image.loading import load_ranges
 
-__all__ = ["add_resident", "flat_reason", "redirect_multiboot"]
+__all__ = ["add_resident", "cover_file", "flat_reason"]
 
 _SYSSIZE, _RELOCATABLE, _XLOADFLAGS, _INIT_SIZE, _HANDOVER = 0x1F4, 0x234, 0x236, 0x260, 0x264
+_PAGE = 4096
 _XLF_HANDOVER = 0x0C  # XLF_EFI_HANDOVER_32 and _64
 _XLF_ABOVE_4G = 0x02
-_LOAD_END, _BSS_END, _ENTRY = 20, 24, 28  # offsets in a multiboot 1 header
 
 
 def flat_reason(image: Image) -> str:
     """Why a flat image cannot carry the block; empty when it can."""
-    if image.setup_header is None and not _addressed(image):
+    if not load_ranges(image):
         return "its load address is in no header that could be extended"
     return ""
 
@@ -43,8 +43,6 @@ def add_resident(image: Image, resident: Resident, edits: Edits) -> int:
     edits.pad_to(offset + resident.size + -resident.size % 16, "padding behind the resident block")
     if image.setup_header is not None:
         _setup_header(image, resident, edits)
-    else:
-        _multiboot_header(image, resident, edits)
     return offset
 
 
@@ -74,27 +72,17 @@ def _setup_header(image: Image, resident: Resident, edits: Edits) -> None:
         )
 
 
-def _addressed(image: Image) -> bool:
-    return any(
-        item.protocol == "multiboot1" and item.load_addr is not None for item in find_multiboot(image.payload)
-    )
+def cover_file(image: Image, size: int, edits: Edits) -> None:
+    """Let init_size cover a finished file of ``size`` bytes, the manifest included.
 
-
-def _multiboot_header(image: Image, resident: Resident, edits: Edits) -> None:
-    item = next(item for item in find_multiboot(image.payload) if item.load_addr is not None)
-    load_end = resident.physical + resident.size
-    edits.change(
-        item.offset + _LOAD_END, struct.pack("<I", load_end), "header", "load_end_addr is behind the block"
-    )
-    edits.change(
-        item.offset + _BSS_END,
-        struct.pack("<I", resident.physical + resident.memory_size),
-        "header",
-        "bss_end_addr is behind the block's stack",
-    )
-
-
-def redirect_multiboot(image: Image, address: int, edits: Edits, why: str) -> None:
-    """Point entry_addr at the stub."""
-    item = next(item for item in find_multiboot(image.payload) if item.load_addr is not None)
-    edits.change(item.offset + _ENTRY, struct.pack("<I", address), "header", why)
+    GRUB and QEMU read the whole file into the memory that init_size asks for.
+    """
+    header = image.setup_header
+    if image.kind != "flat" or header is None or not header.init_size:
+        return
+    (present,) = (change for change in edits.changes if change.offset == _INIT_SIZE)
+    asked = int.from_bytes(bytes.fromhex(present.new), "little")
+    needed = -(-(size - header.setup_size) // _PAGE) * _PAGE
+    if needed > asked:
+        edits.changes.remove(present)
+        edits.change(_INIT_SIZE, struct.pack("<I", needed), present.kind, f"{present.why} and the manifest")

@@ -10,25 +10,25 @@ from pvpatch.abi.errors import ImageError
 from rewriter.bind_sites import Bound, bind_sites
 from rewriter.emit import elf_writer, flat_writer
 from rewriter.emit.assembly import Assembly
+from rewriter.emit.boot_fields import extended_ranges, range_reason, write_fields, zeroed_range
 from rewriter.emit.edits import Edits
+from rewriter.emit.entries import redirections, stub_entries, uncovered_entry
 from rewriter.emit.entry import Entry
+from rewriter.emit.memory_use import asks_for_map, named_addresses
+from rewriter.emit.placement import Placement, Requirement, place
 from rewriter.emit.reach import FILL, Reach, enter_absolute, enter_relative, enter_short
 from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
 from rewriter.emit.thunk import Piece, compose_absolute, compose_relative
-from rewriter.image import EntryPoint, Image
+from rewriter.image import Image
 from rewriter.plan import Plan, make_plan
 from rewriter.tactics import Context, Window, Windows
 from rewriter.tactics.liveness import dead_registers, red_zone_live
 from rewriter.tactics.view import CodeView
 from rewriter.tactics.window import needs_return_address
 
-__all__ = ["PatchJob", "patch_payload", "stub_entries"]
+__all__ = ["PatchJob", "patch_payload"]
 
-_PAGE = 4096
-_LOWEST = 2 << 20  # physical address below which firmware and old devices have their places
-_CONVENTIONAL = 0x90000  # physical address from which boot loaders and the BIOS keep data (Linux boot.rst)
 _ENTRY_SIZE = 5
-_STUB_PROTOCOLS = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh", "elf")
 
 
 @dataclass
@@ -44,6 +44,8 @@ class PatchJob:
     resident: Resident
     edits: Edits
     block_offset: int
+    warnings: tuple[str, ...] = ()
+    """What a person must know of the patch; one sentence each."""
 
     def payload(self) -> bytes:
         """The patched payload, without its manifest."""
@@ -51,11 +53,19 @@ class PatchJob:
 
 
 def patch_payload(
-    image: Image, view: CodeView, addresses: Iterable[int], foreign: Mapping[int, str]
+    image: Image,
+    view: CodeView,
+    addresses: Iterable[int],
+    foreign: Mapping[int, str],
+    block_at: int | None = None,
 ) -> PatchJob:
-    """Patch the payload of an image; ImageError when it cannot carry the resident block."""
+    """Patch the payload of an image; ImageError when it cannot carry the resident block.
+
+    ``block_at`` is the physical address wished for the block.
+    """
     reach = Reach("absolute" if _may_move(image) else "relative")
-    if image.kind == "flat" and (reason := flat_writer.flat_reason(image)):
+    reason = (flat_writer.flat_reason(image) if image.kind == "flat" else "") or range_reason(image)
+    if reason:
         raise ImageError(f"the image cannot be extended: {reason}")
     bound = bind_sites(view, reach, addresses, foreign)
     plan = make_plan(view, reach, bound)
@@ -63,21 +73,25 @@ def patch_payload(
     pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
     requests = tuple(_request(image, context, window, pieces[window.start]) for window in plan.windows)
     entries = tuple(Entry(point) for point in stub_entries(image))
-    build = partial(_build, image, _widths(plan), requests)
     edits = Edits(image.payload)
-    if image.kind == "flat":
+    if image.kind == "flat" and image.setup_header is not None:
         entries = tuple(Entry(entry.point, bytes(_ENTRY_SIZE)) for entry in entries)
+    placement = _place(image, view, _widths(plan), requests, entries, block_at)
+    build = partial(_build, image, placement, _widths(plan), requests)
     resident = build(entries)
     _write_windows(image, context, plan, resident, edits)
+    delta = _segment_delta(image)
     if image.kind == "flat":
-        entries = tuple(_restoring(image, entry, edits) for entry in entries)
-        resident = build(entries)
+        if image.setup_header is not None:
+            entries = tuple(_restoring(image, entry, edits) for entry in entries)
+            resident = build(entries)
         block_offset = flat_writer.add_resident(image, resident, edits)
     else:
-        delta = image.entries[0].address - image.entries[0].physical
         block_offset = elf_writer.add_resident(image, resident, delta, edits)
-    _redirect_entries(image, resident, edits)
-    return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset)
+    _redirect_code(image, resident, edits)
+    write_fields(image, extended_ranges(image, resident) + redirections(image, resident, delta), edits)
+    warnings = tuple(filter(None, (placement.warning, uncovered_entry(image))))
+    return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset, warnings)
 
 
 def _may_move(image: Image) -> bool:
@@ -94,31 +108,44 @@ def _may_move(image: Image) -> bool:
 # ---- what is asked of the resident block ----------------------------------------------------
 
 
-def _build(
-    image: Image, widths: tuple[int, ...], requests: tuple[ThunkRequest, ...], entries: tuple[Entry, ...]
-) -> Resident:
-    """The block behind the image, or below it where there is room.
-
-    Below is better: kernels take the memory behind their end for their first allocations, some
-    by numbers that the memory map does not change. For an ELF image in conventional memory it is
-    the top of that: boot loaders would fill a gap up to 2 MiB with all that the adapters have there.
-    """
-    end = max(segment.paddr + segment.mem_size for segment in image.segments)
-    behind = -(-end // _PAGE) * _PAGE
-    if behind >= 1 << 31:
-        raise ImageError(
-            "the image ends above 2 GiB of physical memory", hint="the resident block must lie below"
-        )
-    delta = _main_delta(image)
-    resident = build_resident(behind, delta, widths, requests, entries, 0)
+def _place(
+    image: Image,
+    view: CodeView,
+    widths: tuple[int, ...],
+    requests: tuple[ThunkRequest, ...],
+    entries: tuple[Entry, ...],
+    asked: int | None,
+) -> Placement:
+    """The place of a block of the size that these parts need; the size does not depend on the place."""
     start = min(segment.paddr for segment in image.segments)
-    top = (_CONVENTIONAL - resident.memory_size) // _PAGE * _PAGE
-    if image.kind != "flat" and behind < top:
-        return build_resident(top, delta, widths, requests, entries, 0)
-    below = (start - resident.memory_size) // _PAGE * _PAGE
-    if image.kind == "flat" or below < _LOWEST:
-        return resident
-    return build_resident(below, delta, widths, requests, entries, end)
+    delta = _main_delta(image)
+    size = build_resident(start, delta, widths, requests, entries, 0).memory_size
+    learns = asks_for_map(image, view, tuple(entry.point for entry in entries))
+    deltas = (_segment_delta(image), delta)
+    return place(image, Requirement(size, deltas, learns, partial(named_addresses, view)), asked)
+
+
+def _build(
+    image: Image,
+    placement: Placement,
+    widths: tuple[int, ...],
+    requests: tuple[ThunkRequest, ...],
+    entries: tuple[Entry, ...],
+) -> Resident:
+    return build_resident(
+        placement.physical,
+        _main_delta(image),
+        widths,
+        requests,
+        entries,
+        placement.image_end,
+        zeroed_range(image),
+    )
+
+
+def _segment_delta(image: Image) -> int:
+    """Virtual - physical of the block's own segment: that of the first entry, whose code runs first."""
+    return image.entries[0].address - image.entries[0].physical
 
 
 def _main_delta(image: Image) -> int:
@@ -229,30 +256,6 @@ def _long_jump(image: Image, context: Context, window: Window, resident: Residen
 # ---- entries --------------------------------------------------------------------------------
 
 
-def stub_entries(image: Image) -> tuple[EntryPoint, ...]:
-    """Entries that go through the stub, each physical address and protocol family once."""
-    if any(entry.protocol == "xen" for entry in image.entries):
-        raise ImageError(
-            "the image has a Xen entry, which the patch does not cover yet",
-            hint="native entries (multiboot, Linux, PVH) are supported",
-        )
-    chosen: dict[tuple[int, bool], EntryPoint] = {}
-    order = {name: rank for rank, name in enumerate(_STUB_PROTOCOLS)}
-    for entry in sorted(image.entries, key=lambda entry: order.get(entry.protocol, 99)):
-        if entry.protocol in _STUB_PROTOCOLS:
-            chosen.setdefault((entry.physical, entry.protocol == "pvh"), entry)
-    entries = tuple(chosen.values())
-    if any(entry.protocol != "elf" for entry in entries):
-        entries = tuple(entry for entry in entries if entry.protocol != "elf")
-    if image.kind != "flat" and any(entry.width == 64 for entry in entries):
-        raise ImageError("the ELF entry point is 64-bit code", hint="multiboot and PVH enter in 32-bit code")
-    if not entries:
-        raise ImageError("the image has no entry that the patch could go through")
-    if not any(image.executable_segments()):
-        raise ImageError("no segment of the image is executable", hint="there is no code to patch")
-    return entries
-
-
 def _restoring(image: Image, entry: Entry, edits: Edits) -> Entry:
     """The entry with the bytes that the stub must put back: those that patching left there."""
     offset = image.offset_of(entry.point.address)
@@ -260,17 +263,13 @@ def _restoring(image: Image, entry: Entry, edits: Edits) -> Entry:
     return Entry(entry.point, edits.overlay(offset, bytes(_ENTRY_SIZE)))
 
 
-def _redirect_entries(image: Image, resident: Resident, edits: Edits) -> None:
+def _redirect_code(image: Image, resident: Resident, edits: Edits) -> None:
+    """The entries of a Linux boot image are where they are: a jump over their first instruction."""
+    if image.kind != "flat" or image.setup_header is None:
+        return
     for point, stub in resident.stub.starts:
+        offset = image.offset_of(point.address)
+        assert offset is not None
         why = f"the {point.protocol} entry goes through the entry stub"
-        if image.kind == "flat" and image.setup_header is None:
-            flat_writer.redirect_multiboot(image, stub, edits, why)
-        elif image.kind == "flat":
-            offset = image.offset_of(point.address)
-            assert offset is not None
-            jump = enter_relative(point.width, point.address, stub)
-            edits.change(offset, jump, "entry", why, point.address)
-        elif point.protocol == "pvh":
-            elf_writer.redirect_pvh(image, stub, edits, why)
-        else:
-            elf_writer.redirect_entry(image, stub + point.address - point.physical, edits, why)
+        jump = enter_relative(point.width, point.address, stub)
+        edits.change(offset, jump, "entry", why, point.address)

@@ -12,7 +12,10 @@ from iced_x86 import Formatter, FormatterSyntax, Instruction
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
-from rewriter.emit.patch import PatchJob, patch_payload, stub_entries
+from rewriter.check_output import check_output
+from rewriter.emit import flat_writer
+from rewriter.emit.entries import stub_entries
+from rewriter.emit.patch import PatchJob, patch_payload
 from rewriter.image import Image, gzip_layer
 from rewriter.manifest import Container, Manifest, Site, find_record, pack
 from rewriter.plan import Decision
@@ -21,6 +24,8 @@ from rewriter.tactics.adapter import foreign_sites, view_of
 from rewriter.verify import verify
 
 __all__ = ["Produced", "patch_image", "refuse_patched"]
+
+_RECORD_SLACK = 4096  # bytes by which a manifest may grow when a number in it changes
 
 Progress = Callable[[str], None]
 
@@ -53,8 +58,11 @@ def refuse_patched(image: Image) -> None:
         )
 
 
-def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
-    """Scan, plan, patch and verify an image; ImageError when it cannot be patched."""
+def patch_image(image: Image, progress: Progress = lambda _: None, block_at: int | None = None) -> Produced:
+    """Scan, plan, patch and verify an image; ImageError when it cannot be patched.
+
+    ``block_at`` is the physical address at which the resident block shall lie.
+    """
     refuse_patched(image)
     _refuse_container(image)
     _refuse_entries(image)
@@ -62,15 +70,19 @@ def patch_image(image: Image, progress: Progress = lambda _: None) -> Produced:
     scan = scan_image(image, progress)
     scanned = time.perf_counter()
     progress("planning and writing")
-    job, payload = _patch_payload(image, scan)
+    job, payload = _patch_payload(image, scan, block_at)
     progress("decoding again what was written")
     checked = verify(job, payload)
     manifest = _manifest(image, job, scan)
+    flat_writer.cover_file(image, len(payload) + len(pack(manifest)) + _RECORD_SLACK, job.edits)
+    manifest, payload = _manifest(image, job, scan), job.payload()
     file = _wrap(image, payload + pack(manifest))
+    progress("reading again what will be written")
+    check_output(image, job, manifest, file)
     return Produced(file, manifest, job, scan, checked, scanned - started, time.perf_counter() - scanned)
 
 
-def _patch_payload(image: Image, scan: ScanResult) -> tuple[PatchJob, bytes]:
+def _patch_payload(image: Image, scan: ScanResult, block_at: int | None) -> tuple[PatchJob, bytes]:
     """The patch of the payload; headers and code that contradict themselves end in one ImageError."""
     kept = {
         site.address: "its bytes are not loaded from the file"
@@ -79,7 +91,7 @@ def _patch_payload(image: Image, scan: ScanResult) -> tuple[PatchJob, bytes]:
     }
     try:
         addresses = [site.address for site in scan.sites]
-        job = patch_payload(image, view_of(scan.codemap), addresses, foreign_sites(scan) | kept)
+        job = patch_payload(image, view_of(scan.codemap), addresses, foreign_sites(scan) | kept, block_at)
         return job, job.payload()
     except (ValueError, OverflowError, struct.error) as error:
         raise ImageError(

@@ -111,11 +111,13 @@ def build_resident(
     requests: tuple[ThunkRequest, ...],
     entries: tuple[Entry, ...],
     image_end: int,
+    zero: tuple[int, int] = (0, 0),
 ) -> Resident:
     """Lay out and encode the block at ``physical``.
 
     ``virtual_delta`` is the kernel's virtual - physical distance, for the locator;
-    ``image_end`` the physical end of an image that the block lies below, else 0.
+    ``image_end`` the physical end of an image that the block lies below, else 0; ``zero`` address and size
+    of what the entry stub clears.
     """
     layout = _lay_out(widths, sum(request.pointer for request in requests))
     assert layout.pages is not None
@@ -141,6 +143,7 @@ def build_resident(
         buffer=physical + buffer,
         stack_top=physical + memory_size,
         image_end=image_end,
+        zero=zero,
     )
     stub = assemble_stubs(entries, place)
     if len(stub.code) > _STUB_ROOM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import lief
@@ -10,6 +11,7 @@ import lief
 from pvpatch.abi.errors import ImageError
 from rewriter.image.dynamic import relocated_words
 from rewriter.image.elf_guard import DAMAGED, ET_DYN, MAGIC, ElfHeader, check_elf
+from rewriter.image.elf_notes import NoteArea, read_notes
 from rewriter.image.model import EntryPoint, Image, Note, Protocol, Section, Segment, Symbol, Table
 from rewriter.image.multiboot import MultibootHeader, find_multiboot
 from rewriter.image.relocation_tail import parse_relocation_tail
@@ -66,7 +68,7 @@ def parse(data: bytes, path: Path) -> Image:
 def _image(data: bytes, path: Path, header: ElfHeader, binary: lief.ELF.Binary) -> Image:
     segments = _segments(binary, header)
     sections = _sections(binary, data)
-    notes = _notes(binary)
+    notes = _notes(binary, data)
     multiboot = find_multiboot(data)
     string = next((s for s in sections if s.name == SECTION_STRING), None)
     text = data[string.file_offset : string.file_offset + string.file_size] if string is not None else b""
@@ -183,15 +185,23 @@ def _symbols(binary: lief.ELF.Binary) -> tuple[Symbol, ...]:
     return tuple(found)
 
 
-def _notes(binary: lief.ELF.Binary) -> tuple[Note, ...]:
+def _notes(binary: lief.ELF.Binary, data: bytes) -> tuple[Note, ...]:
+    """Notes of sections, whose alignment is their own, then those that only segments hold."""
+    sections = [item for item in binary.sections if item.type == lief.ELF.Section.TYPE.NOTE]
+    areas: list[NoteArea] = [(item.offset, item.size, item.alignment) for item in sections]
+    for item in binary.segments:
+        inside = any(
+            item.file_offset <= at and at + size <= item.file_offset + item.physical_size
+            for at, size, _ in areas[: len(sections)]
+        )
+        if item.type == lief.ELF.Segment.TYPE.NOTE and not inside:
+            areas.append((item.file_offset, item.physical_size, item.alignment))
     xen_section = any(_name(section) == SECTION_NOTES for section in binary.sections)
-    found = []
-    for item in binary.notes:
-        owner = _name(item).rstrip("\0")
-        # A .note.Xen section whose owner was mistyped still holds Xen notes (GNU Mach's says "name").
-        section = SECTION_NOTES if xen_section and owner not in ("GNU", "Linux") else ""
-        found.append(Note(owner, item.original_type, bytes(item.description), section))
-    return tuple(found)
+    # A .note.Xen section whose owner was mistyped still holds Xen notes (GNU Mach's says "name").
+    return tuple(
+        replace(note, section=SECTION_NOTES if xen_section and note.owner not in ("GNU", "Linux") else "")
+        for note in read_notes(data, areas)
+    )
 
 
 def _refuse_programs(

@@ -7,7 +7,7 @@ from pathlib import Path
 from pvpatch.abi.errors import ImageError
 from rewriter.image.linux_header import has_setup_header, linux_entries, parse_setup_header
 from rewriter.image.model import EntryPoint, Image, Segment, SetupHeader
-from rewriter.image.multiboot import MultibootHeader, find_multiboot
+from rewriter.image.multiboot import MultibootHeader, find_multiboot, load_range
 from rewriter.image.pe import PeFacts, pe_facts
 
 __all__ = ["matches_linux", "matches_multiboot", "parse_linux", "parse_multiboot"]
@@ -65,17 +65,17 @@ def matches_multiboot(data: bytes) -> bool:
 def parse_multiboot(data: bytes, path: Path) -> Image:
     """A non-ELF multiboot image: where it is loaded stands in its multiboot header."""
     item = _addressed(data)
-    if item is None or item.load_addr is None or item.header_addr is None:
+    span = None if item is None else load_range(item, len(data))
+    if item is None or span is None:
         raise ImageError("the multiboot header gives no load address", hint=DAMAGED)
-    start = item.offset - (item.header_addr - item.load_addr)
-    size = (item.load_end - item.load_addr) if item.load_end else len(data) - start
-    memory = max(size, (item.bss_end - item.load_addr) if item.bss_end else 0)
-    if start < 0 or size <= 0 or start + size > len(data) or memory > MAX_FLAT_MEMORY:
+    if span.mem_size > MAX_FLAT_MEMORY:
         raise ImageError("the load addresses of the multiboot header contradict the file", hint=DAMAGED)
     entry = item.entry
-    if item.load_addr + memory > 1 << 32 or entry is None or not 0 <= entry - item.load_addr < size:
+    if entry is None or not 0 <= entry - span.address < span.file_size:
         raise ImageError("the multiboot header's entry point lies outside the image", hint=DAMAGED)
-    segment = Segment(start, size, item.load_addr, item.load_addr, memory, True, True, True, "code")
+    segment = Segment(
+        span.file_offset, span.file_size, span.address, span.address, span.mem_size, True, True, True, "code"
+    )
     return Image(
         path=path,
         container=(),

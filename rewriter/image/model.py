@@ -20,6 +20,7 @@ __all__ = [
     "Image",
     "Kind",
     "Layer",
+    "LoadRange",
     "Note",
     "Protocol",
     "RelocationTail",
@@ -110,13 +111,27 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadRange:
+    """Bytes that a loader copies in one piece to a physical address; `mem_size` - `file_size` are zeroed."""
+
+    file_offset: int
+    file_size: int
+    address: int
+    mem_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
-    """An ELF note: owner without the trailing NUL, type number, raw description, section if known."""
+    """An ELF note: owner without the trailing NUL, type number, raw description, section if known.
+
+    `offset` is the file offset of the description.
+    """
 
     owner: str
     type: int
     description: bytes
     section: str = ""
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,7 @@ SILENT = [
 
 
 @pytest.mark.parametrize(("text", "width", "code"), SILENT)
-def test_the_check_sees_wrong_code(
-    text: str, width: int, code: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_check_sees_wrong_code(text: str, width: int, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asm, "_encode", lambda *_: bytes.fromhex(code))
     asm._instruction.cache_clear()
     with pytest.raises(AsmError, match="became"):

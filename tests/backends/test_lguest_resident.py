@@ -220,7 +220,9 @@ over:
 
 
 def test_alarm_fires_at_its_absolute_time() -> None:
-    text = GATE + """
+    text = (
+        GATE
+        + """
     mov eax, 0
     mov edx, 0x40
     call slot_event_bind
@@ -234,6 +236,7 @@ def test_alarm_fires_at_its_absolute_time() -> None:
     mov esi, eax
     sub esi, edi
     """
+    )
     ran = run(text)
     assert ran.result.outcome is Outcome.POWERED_OFF, ran.result.detail
     assert ran.dword(DATA + 0x2000) == 1

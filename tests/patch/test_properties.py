@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
 from pvpatch.diffing import compare_files
-from rewriter.emit.patch import stub_entries
+from rewriter.emit.entries import stub_entries
 from rewriter.emit.produce import patch_image
 from rewriter.image import parse_image
 from rewriter.manifest import explain, read_manifest
