@@ -40,7 +40,11 @@ def add_resident(image: Image, resident: Resident, edits: Edits) -> int:
     for part in resident.parts:
         edits.pad_to(offset + part.offset, "padding inside the resident block")
         edits.append(part.data, part.name, resident.physical + part.offset)
-    edits.pad_to(offset + resident.size + -resident.size % 16, "padding behind the resident block")
+    header = image.setup_header
+    claimed = resident.size
+    if header is not None and not header.init_size:
+        claimed = resident.memory_size  # before 2.10 the file is all the memory that a loader sets aside
+    edits.pad_to(offset + claimed + -claimed % 16, "padding behind the resident block")
     if image.setup_header is not None:
         _setup_header(image, resident, edits)
     return offset

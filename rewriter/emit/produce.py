@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from iced_x86 import Formatter, FormatterSyntax, Instruction
 
 from pvpatch.abi.errors import ImageError
-from pvpatch.abi.layout import find_locators
 from rewriter.check_output import check_output
 from rewriter.emit import flat_writer
-from rewriter.emit.entries import stub_entries
 from rewriter.emit.patch import PatchJob, patch_payload
+from rewriter.emit.refusals import refuse_foreign, refuse_image
 from rewriter.image import Image, gzip_layer
-from rewriter.manifest import Container, Manifest, Site, find_record, pack
+from rewriter.manifest import Container, Manifest, Site, pack
 from rewriter.plan import Decision
 from rewriter.scan import ScanResult, scan_image
 from rewriter.tactics.adapter import foreign_sites, view_of
 from rewriter.verify import verify
 
-__all__ = ["Produced", "patch_image", "refuse_patched"]
+__all__ = ["Produced", "patch_image"]
 
 _RECORD_SLACK = 4096  # bytes by which a manifest may grow when a number in it changes
 
@@ -43,31 +42,15 @@ class Produced:
     patch_seconds: float
 
 
-def refuse_patched(image: Image) -> None:
-    """ImageError when the image was patched before."""
-    try:
-        patched = find_record(image.payload) is not None
-    except ImageError:
-        patched = True
-    patched = patched or any(
-        find_locators(image.data_of(segment), segment.vaddr) for segment in image.segments
-    )
-    if patched:
-        raise ImageError(
-            f"{image.path}: this image is already patched", hint="`pvpatch revert` restores the original"
-        )
-
-
 def patch_image(image: Image, progress: Progress = lambda _: None, block_at: int | None = None) -> Produced:
     """Scan, plan, patch and verify an image; ImageError when it cannot be patched.
 
     ``block_at`` is the physical address at which the resident block shall lie.
     """
-    refuse_patched(image)
-    _refuse_container(image)
-    _refuse_entries(image)
+    refuse_image(image)
     started = time.perf_counter()
     scan = scan_image(image, progress)
+    refuse_foreign(image, scan.sites)
     scanned = time.perf_counter()
     progress("planning and writing")
     job, payload = _patch_payload(image, scan, block_at)
@@ -98,23 +81,6 @@ def _patch_payload(image: Image, scan: ScanResult, block_at: int | None) -> tupl
             f"{image.path}: the image cannot be patched: {error}",
             hint="its code or its headers contradict themselves",
         ) from error
-
-
-def _refuse_container(image: Image) -> None:
-    if len(image.container) > 1 or any(layer.kind != "gzip" for layer in image.container):
-        kinds = " in ".join(layer.kind for layer in reversed(image.container))
-        raise ImageError(
-            f"{image.path}: patching inside {kinds} is not supported yet",
-            hint="gzip, ELF and flat images are; the payload can be patched after it is taken out",
-        )
-
-
-def _refuse_entries(image: Image) -> None:
-    """Before the work: an image whose entries the stub cannot stand in front of."""
-    try:
-        stub_entries(image)
-    except ImageError as error:
-        raise ImageError(f"{image.path}: {error.message}", hint=error.hint) from error
 
 
 def _wrap(image: Image, payload: bytes) -> bytes:

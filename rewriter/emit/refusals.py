@@ -1,0 +1,125 @@
+"""Images that are not patched, and why: what they declare of themselves, by formats and never by names."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+
+from pvpatch.abi.errors import ImageError
+from pvpatch.abi.layout import find_locators
+from rewriter.emit.entries import stub_entries
+from rewriter.image import Image
+from rewriter.manifest import find_record
+from rewriter.scan import Site
+
+__all__ = ["refuse_foreign", "refuse_image", "refuse_patched"]
+
+_NATIVE = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh")
+"""Protocols that enter a kernel on bare hardware, or as if on it."""
+_FOREIGN = ("lguest", "vmi", "xen")
+"""Dialects of kernels that need their hypervisor; KVM's calls are an addition to a native kernel."""
+_LINUX_TABLES = frozenset(
+    {
+        "__ex_table",
+        "__ksymtab",
+        "__ksymtab_gpl",
+        "__param",
+        "__bug_table",
+        "__jump_table",
+        ".altinstructions",
+        ".parainstructions",
+    }
+)
+"""Sections by which Linux patches, extends and repairs itself (include/asm-generic/vmlinux.lds.h)."""
+_LINUX_NOTE = "Linux"  # owner of Linux's own notes (include/linux/elfnote.h)
+_GZIP = b"\x1f\x8b\x08"
+_KERNEL_BYTES = 256 << 10  # a compressed kernel is larger than this
+
+
+def refuse_image(image: Image) -> None:
+    """ImageError, naming the file, for what can be told before the code is known."""
+    refuse_patched(image)
+    try:
+        _refuse_container(image)
+        if is_linux(image):
+            raise ImageError(
+                "this is a Linux kernel, which `patch` does not support yet",
+                hint="`scan` covers it, and it runs unpatched",
+            )
+        stub_entries(image)
+        _refuse_declared(image)
+    except ImageError as error:
+        raise ImageError(f"{image.path}: {error.message}", hint=error.hint) from error
+
+
+def refuse_patched(image: Image) -> None:
+    """ImageError when the image was patched before."""
+    try:
+        patched = find_record(image.payload) is not None
+    except ImageError:
+        patched = True
+    patched = patched or any(
+        find_locators(image.data_of(segment), segment.vaddr) for segment in image.segments
+    )
+    if patched:
+        raise ImageError(
+            f"{image.path}: this image is already patched", hint="`pvpatch revert` restores the original"
+        )
+
+
+def refuse_foreign(image: Image, sites: Iterable[Site]) -> None:
+    """ImageError for a kernel that speaks a hypervisor's language and has no entry for bare hardware."""
+    spoken = sorted({site.dialect for site in sites} & set(_FOREIGN))
+    if spoken and not _is_native(image):
+        raise ImageError(
+            f"{image.path}: this is a guest of {' and '.join(spoken)}: it makes that hypervisor's calls, "
+            "and no boot protocol enters it on bare hardware",
+            hint="only native kernels are patched yet",
+        )
+
+
+def is_linux(image: Image) -> bool:
+    """Whether an image is Linux: two of the tables of its own, a note of it, or a compressed kernel inside.
+
+    The last are boot images whose header is too old to say where the kernel in them is (before 2.08).
+    """
+    tables = _LINUX_TABLES & {section.name for section in image.sections}
+    if len(tables) >= 2 or any(note.owner == _LINUX_NOTE for note in image.notes):
+        return True
+    return image.kind == "flat" and image.setup_header is not None and holds_gzip(image.payload)
+
+
+def holds_gzip(data: bytes) -> bool:
+    """Whether a gzip member large enough to be a kernel lies somewhere in the bytes."""
+    at = data.find(_GZIP)
+    while at >= 0:
+        engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            if len(engine.decompress(data[at:], _KERNEL_BYTES)) == _KERNEL_BYTES:
+                return True
+        except zlib.error:
+            pass  # the magic alone: these bytes are something else
+        at = data.find(_GZIP, at + 1)
+    return False
+
+
+def _refuse_container(image: Image) -> None:
+    if len(image.container) > 1 or any(layer.kind != "gzip" for layer in image.container):
+        kinds = " in ".join(layer.kind for layer in reversed(image.container))
+        raise ImageError(
+            f"patching inside {kinds} is not supported yet",
+            hint="gzip, ELF and flat images are; the payload can be patched after it is taken out",
+        )
+
+
+def _refuse_declared(image: Image) -> None:
+    """Notes or a __xen_guest section of a paravirtual guest, which only PVH's entry makes a native one."""
+    if image.xen and set(image.xen) != {"PHYS32_ENTRY"} and not _is_native(image):
+        raise ImageError(
+            "the image declares itself a paravirtual guest of Xen, and has no entry of another kind",
+            hint="native entries (multiboot, Linux, PVH) are supported",
+        )
+
+
+def _is_native(image: Image) -> bool:
+    return any(entry.protocol in _NATIVE for entry in image.entries)
