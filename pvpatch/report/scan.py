@@ -81,7 +81,7 @@ def scan_document(image: Image, result: ScanResult) -> dict[str, Any]:
             "name": image.path.name,
             "kind": image.kind,
             "bits": image.bits,
-            "containers": [f"{layer.kind}:{layer.codec}" for layer in image.container],
+            "containers": [":".join(filter(None, (layer.kind, layer.codec))) for layer in image.container],
             "entries": [
                 {"address": entry.address, "width": entry.width, "protocol": entry.protocol}
                 for entry in image.entries

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
 from rewriter.emit.entries import stub_entries
 from rewriter.image import Image
+from rewriter.image.codecs import holds_gzip_kernel
 from rewriter.manifest import find_record
 from rewriter.scan import Site
 
@@ -32,8 +32,7 @@ _LINUX_TABLES = frozenset(
 )
 """Sections by which Linux patches, extends and repairs itself (include/asm-generic/vmlinux.lds.h)."""
 _LINUX_NOTE = "Linux"  # owner of Linux's own notes (include/linux/elfnote.h)
-_GZIP = b"\x1f\x8b\x08"
-_KERNEL_BYTES = 256 << 10  # a compressed kernel is larger than this
+_NAMES = {"bzimage": "a bzImage", "uki": "a unified kernel image", "zboot": "an EFI zboot image"}
 
 
 def refuse_image(image: Image) -> None:
@@ -86,29 +85,15 @@ def is_linux(image: Image) -> bool:
     tables = _LINUX_TABLES & {section.name for section in image.sections}
     if len(tables) >= 2 or any(note.owner == _LINUX_NOTE for note in image.notes):
         return True
-    return image.kind == "flat" and image.setup_header is not None and holds_gzip(image.payload)
-
-
-def holds_gzip(data: bytes) -> bool:
-    """Whether a gzip member large enough to be a kernel lies somewhere in the bytes."""
-    at = data.find(_GZIP)
-    while at >= 0:
-        engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            if len(engine.decompress(data[at:], _KERNEL_BYTES)) == _KERNEL_BYTES:
-                return True
-        except zlib.error:
-            pass  # the magic alone: these bytes are something else
-        at = data.find(_GZIP, at + 1)
-    return False
+    return image.kind == "flat" and image.setup_header is not None and holds_gzip_kernel(image.payload)
 
 
 def _refuse_container(image: Image) -> None:
     if len(image.container) > 1 or any(layer.kind != "gzip" for layer in image.container):
-        kinds = " in ".join(layer.kind for layer in reversed(image.container))
+        kinds = " in ".join(_NAMES.get(layer.kind, layer.codec) for layer in reversed(image.container))
         raise ImageError(
             f"patching inside {kinds} is not supported yet",
-            hint="gzip, ELF and flat images are; the payload can be patched after it is taken out",
+            hint="gzip, ELF and flat images are; the kernel can be patched after it is unpacked",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from pvpatch.abi.errors import ImageError
-from rewriter.image.codecs import codec_of
+from rewriter.image.codecs import CODECS, codec_of
 from rewriter.image.linux_header import has_setup_header, linux_entries, parse_setup_header
 from rewriter.image.model import EntryPoint, Layer, SetupHeader, StubFacts
 from rewriter.image.pe import PeFacts, pe_facts
@@ -45,7 +45,7 @@ def unwrap(data: bytes) -> tuple[Layer, bytes]:
     if codec is None:
         raise ImageError(
             f"the kernel's payload starts with {data[start : start + 6].hex(' ')}, which no known codec does",
-            hint=DAMAGED,
+            hint=f"known are {', '.join(codec.name for codec in CODECS)}",
         )
     # gzip's own trailer ends with the size; the other codecs have it appended.
     packed = data[start : end - (0 if codec.name == "gzip" else LENGTH_TRAILER)]

@@ -15,19 +15,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import lz4.block
+import lz4.frame
 import zstandard
 from lzallright import LZOCompressor
 
 from pvpatch.abi.errors import ImageError
 from rewriter.image.source import MAX_UNPACKED
 
-__all__ = ["CODECS", "Codec", "codec_named", "codec_of", "gunzip_member"]
+__all__ = ["CODECS", "Codec", "codec_named", "codec_of", "gunzip_member", "holds_gzip_kernel"]
 
 CHUNK = 4 << 20
+KERNEL_BYTES = 256 << 10  # the smallest Linux kernel is larger
 MEMORY_LIMIT = 1 << 30  # bytes, of a decoder's own dictionary
 DAMAGED = "the file is damaged or truncated"
 LZ4_BLOCK = 8 << 20  # uncompressed size of a legacy block, fixed by the format
 LZ4_MAGIC = b"\x02\x21\x4c\x18"
+LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 LZO_MAGIC = b"\x89LZO\x00\r\n\x1a\n"
 LZO_MAX_BLOCK = 1 << 20  # lzop writes 256 KiB blocks
 ZSTD_WINDOW = 1 << 27  # what `zstd -22 --ultra` uses for kernels
@@ -89,7 +92,7 @@ def _stream(codec: str, engine: _Streaming, data: bytes) -> bytes:
                 raise _too_large()
             if not piece and not engine.eof and engine.needs_input:
                 raise _damaged(codec)
-    except (OSError, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
+    except (OSError, RuntimeError, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
         raise _damaged(codec, error) from error
     return bytes(out)
 
@@ -129,6 +132,20 @@ def _unlz4(data: bytes) -> bytes:
     return bytes(out)
 
 
+def holds_gzip_kernel(data: bytes) -> bool:
+    """Whether a gzip member large enough to be a kernel lies somewhere in the bytes."""
+    at = data.find(CODECS[0].magic)
+    while at >= 0:
+        engine = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            if len(engine.decompress(data[at:], KERNEL_BYTES)) == KERNEL_BYTES:
+                return True
+        except zlib.error:
+            pass  # the magic alone: these bytes are something else
+        at = data.find(CODECS[0].magic, at + 1)
+    return False
+
+
 def _unlzo(data: bytes) -> bytes:
     """An lzop file; numbers are big endian."""
     try:
@@ -155,6 +172,12 @@ def _unlzo(data: bytes) -> bytes:
             at += stored
     except (struct.error, IndexError) as error:
         raise _damaged("lzo") from error
+
+
+def _unlz4_frame(data: bytes) -> bytes:
+    """A frame of the lz4 program: blocks of stated sizes, the end marked."""
+    engine = lz4.frame.LZ4FrameDecompressor()
+    return _stream("lz4", engine, data)
 
 
 def _lzo_header(data: bytes) -> tuple[int, int]:
@@ -247,6 +270,7 @@ CODECS: tuple[Codec, ...] = (
     Codec("xz", b"\xfd7zXZ\x00", _unxz, _xz),
     Codec("lzo", LZO_MAGIC, _unlzo, _lzo),
     Codec("lz4", LZ4_MAGIC, _unlz4, _lz4),
+    Codec("lz4 frame", LZ4_FRAME_MAGIC, _unlz4_frame, lz4.frame.compress),
     Codec("zstd", b"\x28\xb5\x2f\xfd", _unzstd, _zstd),
 )
 

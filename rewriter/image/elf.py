@@ -40,6 +40,7 @@ TABLE_NAMES = frozenset(
 )
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
 PF_X, PF_W, PF_R = 1, 2, 4
+NO_ENTRY = "and no boot protocol header names another one"
 GNU_ABI_TAG = 1  # note type of owner GNU that every hosted program carries
 SYMBOL_KINDS = {
     "NOTYPE": "notype",
@@ -269,5 +270,5 @@ def _entries(
     if not multiboot and (generic is None or known.get(generic[1], header.bits) == header.bits):
         add(generic, header.bits, "elf")  # a protocol that enters there in another width knows it better
     if not found:
-        raise ImageError(f"the entry point {header.entry:#x} lies outside every segment", hint=DAMAGED)
+        raise ImageError(f"the entry point {header.entry:#x} lies outside every segment", hint=NO_ENTRY)
     return tuple(found)

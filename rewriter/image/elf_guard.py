@@ -35,6 +35,7 @@ MACHINES = {
     258: "LoongArch",
 }
 KINDS = {ET_REL: "a relocatable object or kernel module", ET_CORE: "a core dump"}
+OVERLAP = "a boot loader would write one over the other"
 DAMAGED = "the file is damaged or truncated"
 
 
@@ -94,7 +95,9 @@ def _identity(data: bytes) -> _Raw:
     layout = "<IIIIHHHHHH" if bits == 32 else "<QQQIHHHHHH"
     fields = struct.unpack_from(layout, data, 24)
     entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, shstrndx = fields
-    if phnum == 0 or phnum > MAX_SEGMENTS or phentsize != (32 if bits == 32 else 56):
+    if phnum == 0:
+        raise ImageError("the ELF file has no program headers", hint="it was not linked to be loaded")
+    if phnum > MAX_SEGMENTS or phentsize != (32 if bits == 32 else 56):
         raise ImageError(f"{phnum} program headers of {phentsize} bytes each make no sense", hint=DAMAGED)
     if shnum and shentsize != (40 if bits == 32 else 64):
         raise ImageError(f"section headers of {shentsize} bytes make no sense", hint=DAMAGED)
@@ -134,12 +137,12 @@ def _check_segments(data: bytes, raw: _Raw) -> int:
     if not loads:
         raise ImageError("the ELF file has no segment to load", hint="is it a debug file without code?")
     if sum(load[2] for load in loads) > MAX_MEMORY:
-        raise ImageError("the segments ask for more than 4 GiB of memory", hint=DAMAGED)
+        raise ImageError("the segments ask for more than 4 GiB of memory", hint="the limit is 4 GiB")
     for column, word in ((0, "virtual"), (1, "physical")):
         ordered = sorted(loads, key=lambda load: load[column])
         for one, two in pairwise(ordered):
             if one[column] + one[2] > two[column]:
-                raise ImageError(f"segments {one[3]} and {two[3]} overlap in {word} memory", hint=DAMAGED)
+                raise ImageError(f"segments {one[3]} and {two[3]} overlap in {word} memory", hint=OVERLAP)
     return end
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pvpatch.abi.errors import ImageError
+from rewriter.image.codecs import holds_gzip_kernel
 from rewriter.image.linux_header import has_setup_header, linux_entries, parse_setup_header
 from rewriter.image.model import EntryPoint, Image, Segment, SetupHeader
 from rewriter.image.multiboot import MultibootHeader, find_multiboot, load_range
@@ -13,6 +14,9 @@ from rewriter.image.pe import PeFacts, pe_facts
 __all__ = ["matches_linux", "matches_multiboot", "parse_linux", "parse_multiboot"]
 
 MAX_FLAT_MEMORY = 1 << 30  # bytes; init_size or bss of a flat image beyond this is a damaged header
+SURELY_32_BIT = 0x204
+"""Boot images of protocol 2.03 may be entered at code32_start or not (GRUB's `linux` and `linux16` commands):
+a compressed kernel inside tells Linux from other programs, such as memdisk. iPXE states address 0."""
 DAMAGED = "the file is damaged or truncated"
 
 
@@ -25,6 +29,12 @@ def parse_linux(data: bytes, path: Path) -> Image:
     """A Linux boot protocol image whose protected-mode part is the program itself, such as memtest86+."""
     header = parse_setup_header(data)
     base = header.code32_start
+    if not base or (header.version < SURELY_32_BIT and not holds_gzip_kernel(data)):
+        raise ImageError(
+            "this Linux boot image is entered in real mode, through the BIOS: its setup header "
+            f"(protocol {header.version >> 8}.{header.version & 0xFF:02}) promises no 32-bit entry",
+            hint="pvpatch has no BIOS",
+        )
     size = len(data) - header.setup_size
     memory = max(header.init_size, size)
     if memory > MAX_FLAT_MEMORY or base + memory > 1 << 32:

@@ -198,9 +198,12 @@ class StubFacts:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One container around the payload: the whole outer bytes and where the compressed part lies in them."""
+    """One container around the payload: the whole outer bytes and where the inner part lies in them.
 
-    kind: Literal["gzip", "bzimage"]
+    ``codec`` is empty where that part is stored as it is.
+    """
+
+    kind: Literal["gzip", "bzimage", "compressed", "uki", "zboot"]
     codec: str
     raw: bytes = field(repr=False)
     start: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pvpatch.abi.errors import ImageError
-from rewriter.image import bzimage, elf, flat, gzip_layer
+from rewriter.image import bzimage, compressed, efi_containers, elf, flat, gzip_layer
 from rewriter.image.linux_header import has_setup_header
 from rewriter.image.model import Image, Layer
 from rewriter.image.source import read_bounded
@@ -38,6 +38,9 @@ class Format:
 CONTAINERS: tuple[Container, ...] = (
     Container("gzip", gzip_layer.matches, gzip_layer.unwrap),
     Container("bzimage", bzimage.matches, bzimage.unwrap),
+    Container("uki", efi_containers.matches_uki, efi_containers.unwrap_uki),
+    Container("zboot", efi_containers.matches_zboot, efi_containers.unwrap_zboot),
+    Container("compressed", compressed.matches, compressed.unwrap),
 )
 FORMATS: tuple[Format, ...] = (
     Format("elf", elf.matches, elf.parse),
@@ -78,7 +81,8 @@ def _parse(data: bytes, path: Path) -> Image:
             )
     raise ImageError(
         "this is no kernel image of a known format" + _resembles(content),
-        hint="known are ELF, multiboot, Linux bzImage and flat boot-protocol images, each also in gzip",
+        hint="known are ELF, multiboot, Linux bzImage and flat boot-protocol images, each also compressed "
+        "as a whole or in a unified kernel image",
     )
 
 
@@ -88,7 +92,7 @@ def _resembles(data: bytes) -> str:
     if not head:
         return " (it is empty inside)"
     if data[:2] == b"MZ":
-        return " (a PE program without a Linux setup header)"
+        return " (a PE program without a kernel in it)"
     if data[:8] == b"!<arch>\n":
         return " (an archive)"
     if not head.strip(b"\0"):

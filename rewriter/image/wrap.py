@@ -13,14 +13,18 @@ __all__ = ["original_recipe", "rewrap"]
 def rewrap(image: Image, payload: bytes) -> bytes:
     """The outer file with a new payload in the same containers; the same bytes for the same input.
 
-    Raises ImageError when the new payload does not fit, which only a bzImage can say.
+    Raises ImageError when the new payload does not fit into a bzImage, or the container is only read.
     """
     content = payload
     for layer in reversed(image.container):
-        content = (
-            gzip_layer.wrap(layer, content) if layer.kind == "gzip" else bzimage_repack.wrap(layer, content)
-        )
+        wrap = _WRAP.get(layer.kind)
+        if wrap is None:
+            raise ImageError(f"{image.path}: nothing can be put back into a container of kind {layer.kind}")
+        content = wrap(layer, content)
     return content
+
+
+_WRAP = {"gzip": gzip_layer.wrap, "bzimage": bzimage_repack.wrap}
 
 
 def original_recipe(image: Image) -> GzipRecipe | None:

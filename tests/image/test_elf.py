@@ -181,3 +181,28 @@ def test_names_that_are_no_utf8_do_not_stop_the_reading(recwarn: pytest.Warnings
     struct.pack_into("<I", odd, 52 + 32, 0x12345678)  # the second segment gets an unknown type
     assert len(parse_image(bytes(odd), HERE).segments) == 1
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("alignment", [4, 8])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_notes_padded_to_the_alignment_of_their_segment(alignment: int, bits: int) -> None:
+    """A PVH entry behind notes that are padded to 8 bytes, as `.p2align 3` makes them."""
+
+    def padded(owner: bytes, kind: int, description: bytes) -> bytes:
+        head = struct.pack("<III", len(owner) + 1, len(description), kind) + owner + b"\0"
+        head += bytes(-len(head) % alignment)
+        return head + description + bytes(-len(description) % alignment)
+
+    notes = padded(b"Xen", 6, b"osv\0") + padded(b"GNU", 5, b"\2\0\0\xc0\4\0\0\0\3\0\0\0")
+    notes += padded(b"Xen", 18, struct.pack("<I", 0x100000))
+    data = bytearray(elf(bits, notes=notes))
+    at = (52 + 32 + 28) if bits == 32 else (64 + 56 + 48)  # p_align of the second program header
+    struct.pack_into("<I", data, at, alignment)
+    section = int.from_bytes(data[32:36] if bits == 32 else data[40:48], "little")
+    at = section + 2 * 40 + 32 if bits == 32 else section + 2 * 64 + 48  # sh_addralign of .notes
+    struct.pack_into("<I", data, at, alignment)
+    image = parse_image(bytes(data), Path("kernel"))
+    assert [(note.owner, note.type) for note in image.notes] == [("Xen", 6), ("GNU", 5), ("Xen", 18)]
+    assert [entry.physical for entry in image.entries if entry.protocol == "pvh"] == [0x100000]
+    note = image.notes[2]
+    assert image.payload[note.offset : note.offset + 4] == note.description == struct.pack("<I", 0x100000)

@@ -13,8 +13,9 @@ import pytest
 
 from pvpatch.abi.errors import ImageError
 from rewriter.emit.produce import patch_image
-from rewriter.emit.refusals import holds_gzip, is_linux
+from rewriter.emit.refusals import is_linux
 from rewriter.image import Image, Section, open_image, parse_image
+from rewriter.image.codecs import holds_gzip_kernel
 from tests.image.builders import CODE, Load, elf, linux_flat, multiboot1_header, note
 from tests.patch.conftest import SAMPLES
 
@@ -108,8 +109,8 @@ def test_an_old_boot_image_with_a_kernel_inside_is_linux() -> None:
     kernel = random.Random(1).randbytes(300 << 10)
     with pytest.raises(ImageError, match="a Linux kernel"):
         patch_image(understood(_old_boot_image(gzip.compress(kernel))))
-    assert not holds_gzip(b"\x1f\x8b\x08" * 1000)
-    assert not holds_gzip(gzip.compress(b"a small thing"))
+    assert not holds_gzip_kernel(b"\x1f\x8b\x08" * 1000)
+    assert not holds_gzip_kernel(gzip.compress(b"a small thing"))
     assert patch_image(understood(_old_boot_image(b"\x1f\x8b\x08" + bytes(100)))).manifest.sites
 
 
