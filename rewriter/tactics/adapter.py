@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rewriter.image.loading import header_ranges
 from rewriter.scan import CodeMap, ScanResult, Site
 from rewriter.tactics.view import CodeRegion, CodeView, Exclusion
 
@@ -22,7 +23,11 @@ def view_of(codemap: CodeMap) -> CodeView:
         for part in codemap.regions
     )
     targets = frozenset(codemap.target_addresses().tolist())
-    exclusions = tuple(
+    headers = tuple(
+        Exclusion(start, end, f"boot loaders read these bytes ({name})")
+        for start, end, name in header_ranges(codemap.space.image)
+    )
+    exclusions = headers + tuple(
         Exclusion(window.start, window.end, _EXCLUSIONS.get(window.kind, f"the kernel's own {window.kind}"))
         for window in codemap.windows
     )

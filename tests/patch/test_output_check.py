@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pvpatch.abi.asm import assemble
 from pvpatch.abi.errors import SelfCheckError
 from pvpatch.cli import build
 from pvpatch.cli.failures import guarded
@@ -18,6 +19,7 @@ from rewriter.emit.produce import Produced, patch_image
 from rewriter.image import parse_image
 from rewriter.image.loaders import boot_plans
 from rewriter.manifest import Change, Manifest, differences, pack
+from tests.image.builders import Load, elf, multiboot1_header
 from tests.patch.boot_kernels import BASE, kernel, multiboot1_fields
 from tests.patch.conftest import Patches
 
@@ -117,3 +119,15 @@ def test_every_loader_of_a_real_image_enters_at_the_stub(subject: str, patch_of:
     if image.kind != "flat":
         for plan in boot_plans(payload):
             assert start <= plan.entry < start + len(stub.data)
+
+
+def test_a_site_inside_a_boot_header_keeps_its_bytes() -> None:
+    """An entry at the header itself: the checksum's first byte is STI, and the header must stay a header."""
+    header = multiboot1_header(3)
+    assert header[8] == 0xFB
+    code = assemble("nop\n" * 8 + "cli\nhlt\n", 32, BASE + 12).code
+    data = elf(32, (Load(BASE, BASE, (header + code).ljust(0x200, b"\0"), 0, 7),), entry=BASE)
+    made = patch_image(parse_image(data, Path("kernel")))
+    kept = {site.address: site.reason for site in made.manifest.sites if site.tactic == "trap"}
+    assert "boot loaders read these bytes" in kept[BASE + 8]
+    assert {plan.loader for plan in boot_plans(made.file)} == {"elf", "multiboot1, ELF"}
