@@ -51,6 +51,8 @@ void test_events(void);
 void test_time(void);
 void test_virtual_cpu(void);
 void test_others(void);
+void test_grants(void);
+void test_queues(void);
 
 #define PRESENT 1ull
 #define WRITABLE 2ull

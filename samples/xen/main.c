@@ -62,6 +62,8 @@ void kernel_main(void)
 	test_time();
 	test_virtual_cpu();
 	test_others();
+	test_grants();
+	test_queues();
 	summary();
 	for (;;)
 		HC2(sched_op, SCHED_SHUTDOWN, &power_off);

@@ -10,6 +10,7 @@ from typing import Any
 from runtime.backends.xen.construction import Construction, Wiring, hidden_frames
 from runtime.backends.xen.domain import Domain
 from runtime.backends.xen.frames import DOMAIN, PageType
+from runtime.backends.xen.grants import DEVICE_MAP
 from runtime.backends.xen.layout import PAGE_SIZE
 from runtime.backends.xen.paging import FRAME_MASK, PRESENT, SHIFT, WRITE
 from runtime.boot.model import BootImage, BootKind, BootRequest, BootSegment
@@ -111,6 +112,12 @@ def expected_counts(domain: Domain) -> tuple[Counter[int], Counter[int]]:
     for mfn in held:
         if mfn:
             hold(mfn)
+    for mapping in domain.grants.mappings.values():
+        if mapping.flags & DEVICE_MAP:
+            references[mapping.mfn] += 1
+            types[mapping.mfn] += not mapping.read_only
+    for mfn in domain.events.fifo.held if domain.events.fifo else ():
+        hold(mfn)
     if domain.events.vcpu_info != domain.shared_info:
         hold(domain.events.vcpu_info >> 12)
     return references, types

@@ -29,7 +29,7 @@ LARGEST_RESULT = 1 << 32
 
 def xen_state(domain: Domain, parts: Construction) -> str:
     """A digest of every frame that is Xen's and that the guest has no business with."""
-    shared = {domain.shared_info >> 12, *domain.grants.shared}
+    shared = {domain.shared_info >> 12, *domain.grants.shared, *domain.grants.status}
     m2p = range(domain.m2p >> 12, (domain.m2p >> 12) + 4096)
     digest = hashlib.sha256()
     for mfn in range(domain.frames.frames):

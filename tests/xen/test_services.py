@@ -114,7 +114,7 @@ def test_status_through_the_hypercall(width: int) -> None:
     assert [domain.space.word(heap + at, 4) for at in (8, 12, 16)] == [4, 0, 0]
     domain.space.write(heap, dwords(EVENT["send"], port))
     assert ask(domain, "event_channel_op_compat", heap) == -ERRNO.EINVAL
-    assert ask(domain, "event_channel_op", EVENT["init_control"], heap) == -ERRNO.ENOSYS
+    assert ask(domain, "event_channel_op", 14, heap) == -ERRNO.ENOSYS
 
 
 # -- time ----------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_single_shot_and_periodic_timers() -> None:
     for _ in range(3):
         clock.advance(1_000_000)
         assert domain.events.pending(port)
-        domain.events._bit("evtchn_pending", port, False)
+        domain.events.form.clear_pending(port)
     assert ask(domain, "vcpu_op", VCPU["stop_periodic_timer"], 0) == 0
     clock.advance(5_000_000)
     assert not domain.events.pending(port)
@@ -239,7 +239,7 @@ def test_poll_wakes_by_port_or_by_time() -> None:
     assert not domain.blocked, "a masked port wakes a poller"
     assert ask(domain, "sched_op", SCHED["poll"], heap) == 0
     assert not domain.blocked, "already pending"
-    domain.events._bit("evtchn_pending", port, False)
+    domain.events.form.clear_pending(port)
     ask(domain, "sched_op", SCHED["poll"], heap)
     clock.advance(5000)
     assert not domain.blocked

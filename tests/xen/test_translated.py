@@ -112,7 +112,7 @@ def test_the_pin_of_the_controllers_is_interrupt_0_and_comes_once_until_its_end(
     platform.pic.set_irq(1, True)  # type: ignore[attr-defined]
     domain.upcall_mask = False
     assert model.interrupt_waiting()
-    domain.events._bit("evtchn_pending", port, False)
+    domain.events.form.clear_pending(port)
     model.interrupt_waiting()
     assert not domain.events.pending(port), "not again before the end of interrupt"
     domain.space.write(SCRATCH, bytes(4))

@@ -18,7 +18,7 @@ from runtime.backends.xen.console import ConsoleRing
 from runtime.backends.xen.domain import FIRST_RESERVED_GDT_PAGE, Cpu, Domain
 from runtime.backends.xen.events import Channel, EventChannels
 from runtime.backends.xen.frames import DOMAIN, XEN, FrameTable, PageType
-from runtime.backends.xen.grants import GrantTable
+from runtime.backends.xen.grants import PERMIT_ACCESS, GrantTable
 from runtime.backends.xen.guestspace import GuestSpace
 from runtime.backends.xen.layout import PAGE_SIZE, numbers
 from runtime.backends.xen.machine_memory import HOLE_TABLES, Hole, MachineMemory, build_hole
@@ -111,7 +111,7 @@ class Construction:
             frames=frames,
             tables=tables,
             space=space,
-            events=EventChannels(memory, self.shared_info, self.width, DOMID, wiring.event_pending),
+            events=EventChannels(memory, frames, self.shared_info, self.width, DOMID, wiring.event_pending),
             grants=GrantTable(frames),
             timers=Timers(machine.clock, TSC_HZ),
             cpu=wiring.cpu,
@@ -151,6 +151,9 @@ class Construction:
         plan = build(self.memory, machine.image, machine.config.request, p2m, self.width, fixed)
         self.store.connect(p2m[plan.store_pfn] * PAGE_SIZE, lambda: domain.events.notify(store_port))
         self.ring.connect(p2m[plan.console_pfn] * PAGE_SIZE, lambda: domain.events.notify(console_port))
+        domain.grants.grow(1)
+        for reference, pfn in enumerate((plan.console_pfn, plan.store_pfn)):
+            domain.grants.write_v1(reference, PERMIT_ACCESS, 0, p2m[pfn])
         self._fill_store(p2m[plan.console_pfn], console_port, len(p2m) * PAGE_SIZE >> 10)
         self._finish(plan)
         return plan

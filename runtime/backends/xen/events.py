@@ -1,7 +1,7 @@
-"""Event channels, two-level form (xen/common/event_channel.c, event_2l.c).
+"""Event channels (xen/common/event_channel.c): what ports are and to whom they belong. Port 0 is never used.
 
-A port is pending in shared_info.evtchn_pending, masked in evtchn_mask; an unmasked pending port sets its
-word's bit in vcpu_info.pending_sel and then upcall_pending. Port 0 is never used.
+How a pending port is told to the guest is one of two forms: bits in shared_info (`event_2l`), until the guest
+asks for queues in pages of its own (`event_fifo`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from runtime.backends.xen.frames import PhysicalMemory, XenError
-from runtime.backends.xen.layout import ERRNO, numbers, struct
+from runtime.backends.xen.event_2l import TwoLevel
+from runtime.backends.xen.event_fifo import CONTROL_BLOCK_SIZE, Fifo
+from runtime.backends.xen.frames import FrameTable, PhysicalMemory, XenError
+from runtime.backends.xen.layout import ERRNO, PAGE_SIZE, numbers, struct
 
 __all__ = ["DOMID_SELF", "Channel", "EventChannels", "check_domain"]
 
@@ -19,6 +21,8 @@ DOMID_CONTROL = 0
 VIRQ_LAST = 23
 PER_VCPU_VIRQS = frozenset(numbers("virq")[name] for name in ("timer", "debug", "xenoprof", "xenpmu"))
 STATUS = {"closed": 0, "unbound": 1, "interdomain": 2, "pirq": 3, "virq": 4, "ipi": 5}
+MAX_PORTS = 1024
+"""What the toolstack gives a domain unless told otherwise (xl.cfg: event_channels=1023)."""
 PORTS_PER_BUCKET = 64
 """Xen makes room for ports in steps of one page of its own structures."""
 
@@ -48,29 +52,73 @@ class EventChannels:
     """The ports of one domain, over its shared_info page at a machine address."""
 
     def __init__(
-        self, memory: PhysicalMemory, shared_info: int, width: int, domid: int, on_pending: Callable[[], None]
+        self,
+        memory: PhysicalMemory,
+        frames: FrameTable,
+        shared_info: int,
+        width: int,
+        domid: int,
+        on_pending: Callable[[], None],
     ) -> None:
         self.memory = memory
-        self.shared_info = shared_info
-        self.width = width
+        self.frames = frames
         self.domid = domid
         self.on_pending = on_pending
         """Called when upcall_pending becomes set, and when a polled port becomes pending."""
-        self.limit = 1024 if width == 32 else 4096
         self.ports: dict[int, Channel] = {}
         self.polled: tuple[int, ...] = ()
         self._valid = PORTS_PER_BUCKET
-        self._shared = struct("shared_info", width)
-        self._vcpu = struct("vcpu_info", width)
+        self._upcall_pending = struct("vcpu_info", width).offsets["upcall_pending"]
         self.vcpu_info = shared_info
+        """Machine address of the vcpu's structure, which the guest may move."""
+        self.two_level = TwoLevel(memory, shared_info, width, lambda: self.vcpu_info, self.mark_upcall)
+        self.fifo: Fifo | None = None
+
+    # -- the form ------------------------------------------------------------------------------
+
+    @property
+    def form(self) -> TwoLevel | Fifo:
+        """How events are told to the guest now."""
+        return self.fifo or self.two_level
+
+    def init_control(self, vcpu: int, mfn: int, offset: int) -> None:
+        """EVTCHNOP_init_control: the FIFO form, whose control block lies at `offset` of a frame.
+
+        Raises XenError: ENOENT no such vcpu, EINVAL a place that is not the guest's, not aligned or taken.
+        """
+        if vcpu:
+            raise XenError(ERRNO.ENOENT, f"no vcpu {vcpu}")
+        if offset > PAGE_SIZE - CONTROL_BLOCK_SIZE or offset & 7:
+            raise XenError(ERRNO.EINVAL, f"control block at offset {offset:#x}")
+        fifo = self.fifo or Fifo(self.memory, self.frames, self.mark_upcall)
+        fifo.set_control_block(mfn, offset)
+        if self.fifo is None:
+            for port in self.ports:
+                if self.two_level.pending(port):
+                    fifo.saved(port)
+            self.fifo = fifo
+
+    def expand_array(self, mfn: int) -> None:
+        """EVTCHNOP_expand_array. Raises XenError: EOPNOTSUPP in the two-level form, ENOSPC, EINVAL."""
+        if self.fifo is None:
+            raise XenError(ERRNO.EOPNOTSUPP, "the domain uses two-level event channels")
+        self.fifo.expand(mfn)
+
+    def set_priority(self, port: int, priority: int) -> None:
+        """EVTCHNOP_set_priority. Raises XenError: EINVAL, and ENOSYS in the two-level form."""
+        self.check_port(port)
+        if self.fifo is None:
+            raise XenError(ERRNO.ENOSYS, "two-level event channels have no priorities")
+        self.fifo.set_priority(port, priority)
 
     # -- allocation --------------------------------------------------------------------------
 
     def allocate(self, channel: Channel) -> int:
         """The lowest closed port, opened as `channel`. Raises XenError(ENOSPC)."""
-        for port in range(1, self.limit):
-            if port not in self.ports:
+        for port in range(1, MAX_PORTS):
+            if port not in self.ports and not self.form.busy(port):
                 self.ports[port] = channel
+                self.form.opened(port)
                 self._valid = max(self._valid, (port // PORTS_PER_BUCKET + 1) * PORTS_PER_BUCKET)
                 return port
         raise XenError(ERRNO.ENOSPC, "every event channel is in use")
@@ -131,12 +179,15 @@ class EventChannels:
         if channel.state == "interdomain" and channel.remote_port in self.ports and not channel.listener:
             self.ports[channel.remote_port] = replace(self.ports[channel.remote_port], state="unbound")
         del self.ports[port]
-        self._bit("evtchn_pending", port, False)
+        self.form.clear_pending(port)
 
     def reset(self) -> None:
-        """EVTCHNOP_reset: close every port."""
+        """EVTCHNOP_reset: close every port, and go back to the two-level form."""
         for port in sorted(self.ports):
             self.close(port)
+        if self.fifo is not None:
+            self.fifo.release()
+            self.fifo = None
 
     def _open(self, port: int) -> Channel:
         channel = self.ports.get(port)
@@ -179,59 +230,27 @@ class EventChannels:
 
     def set_pending(self, port: int) -> None:
         """Mark a port pending; if it is not masked, tell the vcpu."""
-        if self._bit("evtchn_pending", port, True):
-            return
-        if not self._test("evtchn_mask", port):
-            self._tell(port)
-        if port in self.polled:
+        if not self.form.set_pending(port) and port in self.polled:
             self.on_pending()
 
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask: clear the mask; a pending port tells the vcpu. Raises XenError(EINVAL)."""
         self.check_port(port)
-        if (
-            port in self.ports
-            and self._bit("evtchn_mask", port, False)
-            and self._test("evtchn_pending", port)
-        ):
-            self._tell(port)
+        if port in self.ports:
+            self.form.unmask(port)
 
     def pending(self, port: int) -> bool:
         """Is the port pending (whatever its mask)?"""
-        return self._test("evtchn_pending", port)
-
-    def _tell(self, port: int) -> None:
-        offset, size = self._vcpu.place("pending_sel")
-        address = self.vcpu_info + offset
-        word = int.from_bytes(self.memory.load(address, size), "little")
-        bit = 1 << port // self.width
-        if not word & bit:
-            self.memory.store(address, (word | bit).to_bytes(size, "little"))
-            self.mark_upcall()
+        return self.form.pending(port)
 
     def mark_upcall(self) -> None:
         """Set upcall_pending, and wake the vcpu if it was not."""
-        address = self.vcpu_info + self._vcpu.offsets["upcall_pending"]
+        address = self.vcpu_info + self._upcall_pending
         if self.memory.load(address, 1) == b"\0":
             self.memory.store(address, b"\1")
             self.on_pending()
 
     def select_all(self) -> None:
-        """Have the guest look at every word: nothing may get lost when vcpu_info moves."""
-        offset, size = self._vcpu.place("pending_sel")
-        self.memory.store(self.vcpu_info + offset, b"\xff" * size)
+        """Have the guest look at everything: nothing may get lost when vcpu_info moves."""
+        self.form.select_all()
         self.mark_upcall()
-
-    def _address(self, field: str, port: int) -> int:
-        return self.shared_info + self._shared.offsets[field] + port // 8
-
-    def _test(self, field: str, port: int) -> bool:
-        return bool(self.memory.load(self._address(field, port), 1)[0] & 1 << port % 8)
-
-    def _bit(self, field: str, port: int, value: bool) -> bool:
-        """Set or clear a port's bit; the old value."""
-        address = self._address(field, port)
-        byte = self.memory.load(address, 1)[0]
-        bit = 1 << port % 8
-        self.memory.store(address, bytes([byte | bit if value else byte & ~bit & 0xFF]))
-        return bool(byte & bit)

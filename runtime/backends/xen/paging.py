@@ -359,6 +359,15 @@ class PageTables:
         if drop:
             self._drop(old, level, mfn)
 
+    def move_entry(self, source: int, target: int) -> None:
+        """The L1 entry at machine address `source` takes the place of the one at `target`, with what it
+        holds."""
+        words = self.frames.memory.words
+        old, words[target >> 3], words[source >> 3] = words[target >> 3], words[source >> 3], 0
+        self.stale = True
+        if old & PRESENT:
+            self._drop(old, 1, target >> 12)
+
     # -- the tree ----------------------------------------------------------------------------
 
     def pin(self, mfn: int, level: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from runtime.backends.xen.domain import Domain
+from runtime.backends.xen.event_fifo import LINK_BITS
 from runtime.backends.xen.events import Channel, check_domain
 from runtime.backends.xen.frames import XenError
 from runtime.backends.xen.hypercalls.dispatch import handler
@@ -92,6 +93,22 @@ def _reset(domain: Domain, data: bytes) -> None:
     domain.events.reset()
 
 
+def _init_control(domain: Domain, data: bytes) -> Reply:
+    """struct {control_gfn u64, offset u32, vcpu u32, link_bits u8 out}."""
+    domain.events.init_control(_word(data, 12), _word(data, 0, 8), _word(data, 8))
+    return 16, bytes([LINK_BITS])
+
+
+def _expand_array(domain: Domain, data: bytes) -> None:
+    """struct {array_gfn u64}."""
+    domain.events.expand_array(_word(data, 0, 8))
+
+
+def _set_priority(domain: Domain, data: bytes) -> None:
+    """struct {port u32, priority u32}."""
+    domain.events.set_priority(_word(data, 0), _word(data, 4))
+
+
 _OPERATIONS: dict[str, tuple[int, Callable[[Domain, bytes], Reply | None]]] = {
     "bind_interdomain": (12, _bind_interdomain),
     "bind_virq": (12, _bind_virq),
@@ -104,9 +121,11 @@ _OPERATIONS: dict[str, tuple[int, Callable[[Domain, bytes], Reply | None]]] = {
     "bind_vcpu": (8, _bind_vcpu),
     "unmask": (4, _unmask),
     "reset": (2, _reset),
+    "init_control": (24, _init_control),
+    "expand_array": (8, _expand_array),
+    "set_priority": (8, _set_priority),
 }
-"""Bytes of the argument structure, and what carries the command out. Not among them: the three commands of
-FIFO event channels, which a Xen without them answers like any unknown command."""
+"""Bytes of the argument structure, and what carries the command out."""
 
 
 def _run(domain: Domain, command: int, address: int) -> int:

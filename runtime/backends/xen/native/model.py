@@ -199,7 +199,7 @@ class TranslatedDomain(XenHypervisor):
             frames=frames,
             tables=tables,
             space=GuestSpace(memory, tables, self._root, hole),
-            events=EventChannels(memory, shared, 64, DOMID, self._event_pending),
+            events=EventChannels(memory, frames, shared, 64, DOMID, self._event_pending),
             grants=GrantTable(frames),
             timers=Timers(machine.clock, TSC_HZ),
             cpu=_ShadowedCpu(self),

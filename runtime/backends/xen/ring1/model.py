@@ -164,7 +164,7 @@ class XenRing1(XenHypervisor):
             frames=frames,
             tables=tables,
             space=GuestSpace(memory, tables, lambda: 0, XEN_HOLE),
-            events=EventChannels(memory, shared_info, 32, DOMID, self._event_pending),
+            events=EventChannels(memory, frames, shared_info, 32, DOMID, self._event_pending),
             grants=GrantTable(frames),
             timers=Timers(machine.clock, TSC_HZ),
             cpu=_ShadowCpu(self),
