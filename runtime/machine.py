@@ -26,7 +26,7 @@ from runtime.cpu.device_memory import map_device
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.implicit import DescriptorUse, descriptor_use
 from runtime.cpu.linear import LinearMemory
-from runtime.cpu.ports import PORT_MNEMONICS, port_allowed
+from runtime.cpu.ports import PORT_MNEMONICS
 from runtime.cpu.realmode import deliver_real, in_real_mode, no_bios
 from runtime.cpu.start import enter_guest
 from runtime.cpu.vcpu import Stop, VCpu
@@ -511,7 +511,7 @@ class Machine:
                 return done
         if site.mnemonic in APIC_MNEMONICS:
             return self._apic_instruction(site)
-        if port_allowed(self.cpu, self.linear, site):
+        if self.hypervisor.port_allowed(site):
             return False
         self.exception(fl.GP, 0, False)
         return True

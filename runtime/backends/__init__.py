@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pvpatch.abi.errors import UsageError
 from runtime.boot import load_image
+from runtime.cpu.ports import port_allowed
 
 if TYPE_CHECKING:
     from runtime.boot.model import EntryState
@@ -115,6 +116,10 @@ class Hypervisor:
         the hook has moved RIP itself, as by delivering a fault), False lets it run.
         """
         return False
+
+    def port_allowed(self, site: Site) -> bool:
+        """May user code reach the port of the instruction at `site`?"""
+        return port_allowed(self.machine.cpu, self.machine.linear, site)
 
     def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
         """What CPUID gives, from what the bare machine would give."""

@@ -6,6 +6,8 @@ before such an instruction runs above privilege level 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import iced_x86
 
 from runtime.cpu import flags as fl
@@ -14,7 +16,7 @@ from runtime.cpu.vcpu import VCpu
 from runtime.cpu.watch import Site
 from runtime.memory import PageFault
 
-__all__ = ["PORT_MNEMONICS", "port_allowed"]
+__all__ = ["PORT_MNEMONICS", "bitmap_allows", "port_allowed", "port_and_size"]
 
 PORT_MNEMONICS = frozenset({"in", "out", "insb", "insw", "insd", "outsb", "outsw", "outsd"})
 _MAP_BASE = 0x66
@@ -22,7 +24,8 @@ _MAP_BASE = 0x66
 _SIZES = {"b": 1, "w": 2, "d": 4}
 
 
-def _port_and_size(cpu: VCpu, site: Site) -> tuple[int, int]:
+def port_and_size(cpu: VCpu, site: Site) -> tuple[int, int]:
+    """Which port the instruction at `site` reaches, and how many bytes of it."""
     instruction = site.decode()
     dx = cpu.state.gpr[fl.RDX] & 0xFFFF
     if len(site.mnemonic) > 3:
@@ -37,15 +40,21 @@ def port_allowed(cpu: VCpu, memory: LinearMemory, site: Site) -> bool:
     """True if the instruction at `site` may access its port now."""
     if cpu.cpl <= cpu.rflags >> 12 & 3:
         return True
-    port, size = _port_and_size(cpu, site)
     tr = cpu.state.tr
-    if tr.limit < _MAP_BASE + 1:
-        return False
     try:
-        place = memory.read_u16(tr.base + _MAP_BASE) + port // 8
-        if place + 1 > tr.limit:
-            return False
-        bits = memory.read_u16(tr.base + place) >> port % 8
+        return bitmap_allows(memory.read_u16, tr.base, tr.limit, *port_and_size(cpu, site))
     except PageFault:
         return False
-    return not bits & (1 << size) - 1
+
+
+def bitmap_allows(read: Callable[[int], int], base: int, limit: int, port: int, size: int) -> bool:
+    """Does the I/O permission bitmap of the TSS at `base` open all `size` ports from `port` on?
+
+    `read` gives 16 bits of memory. Raises what it raises.
+    """
+    if limit < _MAP_BASE + 1:
+        return False
+    place = read(base + _MAP_BASE) + port // 8
+    if place + 1 > limit:
+        return False
+    return not read(base + place) >> port % 8 & (1 << size) - 1

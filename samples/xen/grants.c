@@ -10,7 +10,7 @@ enum map_flag { DEVICE_MAP = 1, HOST_MAP = 2, READ_ONLY = 4, BY_ENTRY = 16 };
 enum entry_flag { PERMIT = 1, TRANSITIVE = 3, ENTRY_READ_ONLY = 4, READING = 8, WRITING = 16, SUB_PAGE = 256 };
 enum status {
 	OKAY = 0, GENERAL_ERROR = -1, BAD_DOMAIN = -2, BAD_REF = -3, BAD_HANDLE = -4, BAD_PAGE = -9,
-	BAD_COPY = -10, EAGAIN = -12,
+	BAD_BUS = -6, BAD_COPY = -10, EAGAIN = -12,
 };
 
 #define REF 9 /* the first 8 entries are the toolstack's */
@@ -233,7 +233,7 @@ static void mappings(void)
 	says("unmap_grant_ref.of_nothing", unmap(UNMAP, first.handle, 0, 0), OKAY);
 	says("unmap_grant_ref.good", unmap(UNMAP, first.handle, target, 0), OKAY);
 	says("unmap_grant_ref.twice", unmap(UNMAP, first.handle, target, 0), BAD_HANDLE);
-	says("unmap_grant_ref.other_bus_address", unmap(UNMAP, second.handle, 0, bus + 4096), GENERAL_ERROR);
+	says("unmap_grant_ref.other_bus_address", unmap(UNMAP, second.handle, 0, bus + 4096), BAD_BUS);
 	says("unmap_grant_ref.host_part", unmap(UNMAP, second.handle, spare, 0), OKAY);
 	expect("flags", entries[REF].flags, PERMIT | READING | WRITING);
 	verdict("unmap_grant_ref.device_part_stays");
@@ -332,7 +332,10 @@ static void second_version(void)
 	verdict("copy.part_copied");
 	says("copy.before_the_part", copy_from(REF, 0xff, 4), GENERAL_ERROR);
 	says("copy.behind_the_part", copy_from(REF, 0x11e, 4), GENERAL_ERROR);
+	returns("set_version.status_is_mapped", set_version(1), -XEN_EBUSY);
+	update_va_mapping(status_window, 0, UVMF_INVLPG);
 	returns("set_version.back", set_version(1), 0);
+	says("get_status_frames.back", status_frames(1, &frame), GENERAL_ERROR);
 }
 
 void test_grants(void)

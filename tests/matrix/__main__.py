@@ -19,6 +19,9 @@ Written by `make matrix`. Each row is one image, patched once; each column runs 
 when the guest comes to its expected end, its console equals that of the unpatched image on `bare` (apart from
 the kinds of text in `pvpatch/transcript_rules.toml`), and no privileged or sensitive operation was missed.
 A cell shows guest seconds / host seconds / exits.
+
+Column `xen` is a *translated* domain that is given a PC's ports and the 8259 pair's pin, options that a stock
+Xen does not have (docs/xen.md); `lguest` and `vmi` have options of their own (docs/backends.md, docs/vmi.md).
 """
 
 

@@ -11,7 +11,7 @@ from tests.xen.test_services import ask, dwords
 MAP, UNMAP, SETUP, COPY, REPLACE = 0, 1, 2, 5, 7
 SET_VERSION, STATUS_FRAMES, GET_VERSION, SWAP = 8, 9, 10, 11
 DEVICE, HOST, READ_ONLY, APPLICATION, BY_ENTRY = 1, 2, 4, 8, 16
-OKAY, GENERAL, BAD_REF, BAD_HANDLE, EAGAIN = 0, -1, -3, -4, -12
+OKAY, GENERAL, BAD_REF, BAD_HANDLE, BAD_BUS, EAGAIN = 0, -1, -3, -4, -6, -12
 READING, WRITING = 8, 16
 REF = 9
 SELF = 0x7FF0
@@ -90,7 +90,7 @@ def test_a_mapping_for_a_device_is_taken_away_on_its_own(width: int) -> None:
     handle, bus = guest.handle, guest.domain.space.word(guest.heap + 24, 8)
     assert bus == guest.mfn * PAGE_SIZE
     check_counts(guest.domain)
-    assert guest.unmap(handle, guest.target, bus + PAGE_SIZE) == GENERAL
+    assert guest.unmap(handle, guest.target, bus + PAGE_SIZE) == BAD_BUS
     assert guest.unmap(handle, 0, bus) == OKAY
     check_counts(guest.domain)
     assert guest.unmap(handle, guest.target) == OKAY

@@ -37,6 +37,7 @@ from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
 from runtime.deprivileged.shadow import PAGE
+from runtime.deprivileged.usermode import UserMode
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class LguestHypervisor(Hypervisor):
         self._missed = MissedSites(machine, host)
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
+        self._user = UserMode(machine, host, self._set_flag, min(build.owned))
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -112,7 +114,8 @@ class LguestHypervisor(Hypervisor):
 
         The machine has counted an exception: what the guest never sees of it is taken back.
         """
-        if any(part.answered(event) for part in (self._cells, self._missed, self._frames)):
+        own = (self._cells, self._missed, self._frames, self._user)
+        if any(part.answered(event) for part in own):
             return True
         before = self.model.delivered
         try:
@@ -143,7 +146,14 @@ class LguestHypervisor(Hypervisor):
         if self.machine.cpu.cpl != _USER:
             self.machine.stats.miss(site.mnemonic, site.address)
             return self._patched and self._carry_out()
-        return site.mnemonic in _PORTS and self.on_event(Event(fl.GP))
+        if site.mnemonic not in _PORTS or (self._patched and self._user.port_allowed(site)):
+            return False
+        return self.on_event(Event(fl.GP))
+
+    def _set_flag(self, on: bool) -> None:
+        """CLI or STI of user mode: interrupts are a word in the shared page."""
+        self.model.shared.write("irq_enabled", fl.IF if on else 0)
+        self.model.interrupt_changed()
 
     def _page_fault(self, fault: PageFault) -> None:
         self.model.page_fault(fault.linear, fault.error_code)

@@ -15,6 +15,7 @@ from runtime.backends.vmi.resident import (
     CODE_BIT,
     CODE_PAGES,
     FLAT_DATA,
+    GUEST_ENTRIES,
     HOLE,
     IDENTITY_PAGE,
     LENT_STACK,
@@ -37,6 +38,7 @@ from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
+from runtime.deprivileged.usermode import UserMode
 
 if TYPE_CHECKING:
     import iced_x86
@@ -74,6 +76,7 @@ class VmiHypervisor(Hypervisor):
         self._missed = MissedSites(machine, host)
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
+        self._user = UserMode(machine, host, self._set_flag, GUEST_ENTRIES)
         if self._patched:
             self.model.on_call = self._called
 
@@ -111,7 +114,8 @@ class VmiHypervisor(Hypervisor):
         """Before VMI_Init the machine is bare; afterwards everything traps to the hypervisor."""
         if not self.model.active:
             return False
-        if any(part.answered(event) for part in (self._cells, self._missed, self._frames)):
+        own = (self._cells, self._missed, self._frames, self._user)
+        if any(part.answered(event) for part in own):
             return True
         return self._guarded(lambda: self.model.trap(event))
 
@@ -163,6 +167,17 @@ class VmiHypervisor(Hypervisor):
     def is_own_code(self, address: int) -> bool:
         """The ROM, the guest-side code beside it, and the call page."""
         return self._code.owns(address & 0xFFFFFFFF)  # linear addresses wrap where CS has a base
+
+    def port_allowed(self, site: Site) -> bool:
+        """By what a patched kernel believes that it has set; any other kernel's are VMI's calls."""
+        if not self.model.active:
+            return super().port_allowed(site)
+        return self._patched and self._user.port_allowed(site)
+
+    def _set_flag(self, on: bool) -> None:
+        """CLI or STI of user mode."""
+        self.model.enable_interrupts(on)
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
         """The same before and after VMI_Init, by the instruction and by the call."""

@@ -32,6 +32,7 @@ __all__ = [
     "CODE_PAGES",
     "FLAT_CODE",
     "FLAT_DATA",
+    "GUEST_ENTRIES",
     "HOLE",
     "IDENTITY_PAGE",
     "LENT_STACK",
@@ -55,13 +56,13 @@ _CALLS = (
 """The ROM's calls that the code uses, each through its word in `P_calls`."""
 _FEATURES = ("clock", "alarm", "stolen", "events", "console", "power", "vcpu_page")
 
-_GUEST_ENTRIES = 32
+GUEST_ENTRIES = 32
 """Entries of the GDT before ours."""
-FLAT_CODE = _GUEST_ENTRIES << 3 | KERNEL_PRIVILEGE
-FLAT_DATA = _GUEST_ENTRIES + 1 << 3 | KERNEL_PRIVILEGE
+FLAT_CODE = GUEST_ENTRIES << 3 | KERNEL_PRIVILEGE
+FLAT_DATA = GUEST_ENTRIES + 1 << 3 | KERNEL_PRIVILEGE
 CODE_BIT = 0x100
 """A bit of our code selector that no selector of the guest's entries has."""
-_GDT_LIMIT = (_GUEST_ENTRIES + 2) * 8 - 1
+_GDT_LIMIT = (GUEST_ENTRIES + 2) * 8 - 1
 _IDT_LIMIT = 256 * 8 - 1
 _FLAT_CODE_DESCRIPTOR, _FLAT_DATA_DESCRIPTOR = 0x00CF9B00_0000FFFF, 0x00CF9300_0000FFFF
 _ALARM_VECTOR, _PIC_VECTORS, _LAST_OWN_VECTOR = 0xDF, 0xE0, 0xEF
@@ -81,7 +82,7 @@ _SIDE = GuestSide(
     ),
     flat_code=FLAT_CODE,
     flat_data=FLAT_DATA,
-    guest_entries=_GUEST_ENTRIES,
+    guest_entries=GUEST_ENTRIES,
     counted_for={
         "switch_tables": "cr0_write", "arm_clock": "alarm_set", "now": "clock_ns", "halt_now": "safe_halt",
         "load_descriptor": "segment_load", "sync_selector": "segment_load", "safe_send": "iret",

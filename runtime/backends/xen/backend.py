@@ -24,9 +24,11 @@ class XenBackend:
         name="xen",
         backend_id=3,
         privilege={32: 1, 64: 3},
-        memory="direct",
+        memory="direct for Xen's own guests, translated (shadow) for patched native ones",
         time_source="vcpu_time_info (ns), set_timer_op (absolute ns)",
-        summary="Xen PV: machine frames, hypercalls by int 0x82 or syscall, event channels",
+        summary="Xen 4.17 PV: hypercalls by int 0x82 or syscall, event channels; a patched native kernel"
+        " runs in a translated domain with a PC's ports and the 8259 pair's pin, options that a stock Xen"
+        " does not have",
     )
 
     def hidden_memory(self, memory_size: int) -> int:

@@ -193,13 +193,19 @@ class GrantTable:
         return "okay"
 
     def change_version(self, version: int) -> bool:
-        """All entries but the toolstack's are cleared. False while one of the others is in use."""
+        """All entries but the toolstack's are cleared. False while one of the others is in use, or a status
+        frame that has to go is mapped."""
         if any(mapping.reference >= RESERVED_ENTRIES for mapping in self.mappings.values()):
+            return False
+        if any(self.frames.references[mfn] > 1 for mfn in self.status):
             return False
         kept = [self.entry(reference) for reference in range(RESERVED_ENTRIES)]
         memory = self.frames.memory
-        for mfn in (*self.shared, *self.status):
+        for mfn in self.shared:
             memory.store(mfn * PAGE_SIZE, bytes(PAGE_SIZE))
+        for mfn in self.status:
+            self.frames.put(mfn)
+        self.status.clear()
         self.version = version
         self._grow_status()
         for reference, entry in enumerate(kept):

@@ -206,7 +206,7 @@ class PageTables:
             self._report_l1(values)
         columns.kind[written] = _WRITABLE
         np.add.at(columns.type_count, written, 1)
-        np.add.at(columns.references, targets[~shared], 1)
+        np.add.at(columns.references, targets, 1)
         if self.width == 64:
             entries[index] = self._adjust_l1_array(values)
 
@@ -251,10 +251,9 @@ class PageTables:
         mfn = (value & FRAME_MASK) >> 12
         if level == 1:
             self._check_l1(value)
-            if not frames.is_shared(mfn):
-                if value & WRITE:
-                    frames.get_writable(mfn)
-                frames.get(mfn)
+            if value & WRITE and not frames.is_shared(mfn):
+                frames.get_writable(mfn)
+            frames.references[mfn] += 1
             return
         self._check_bits(value, level)
         last = self.width == 32 and level == 3 and index == LAST_GIGABYTE
@@ -298,6 +297,7 @@ class PageTables:
             self.put_type(mfn)
             return
         if frames.is_shared(mfn):
+            frames.references[mfn] -= 1
             return
         if value & WRITE:
             frames.put_writable(mfn)

@@ -88,11 +88,11 @@ class RingOneHost:
         self._page_fault(fault)
 
     def variable(self, name: str) -> int:
-        """A variable of the code beside the guest."""
+        """A variable of the code beside the guest, or a field of the vCPU page."""
         return self._pages.load_u32(self._machine.memory.size + self._side.place_of(name))
 
     def set_variable(self, name: str, value: int) -> None:
-        """Change it."""
+        """Write 32 bits of a variable."""
         self._pages.store_u32(self._machine.memory.size + self._side.place_of(name), value)
 
     def code_base(self, selector: int) -> int:

@@ -166,11 +166,12 @@ def _swap(domain: Domain, _at: int, data: bytes) -> None:
 
 
 def _granted(domain: Domain, domid: int, reference: int, read_only: bool, whole: bool) -> Entry:
-    """A grant that this domain gave to itself, for reading or for writing too; `whole` asks for a frame.
+    """A grant that this domain gave to itself, for reading or for writing too; `whole` asks for a frame. The
+    giver is named by its number.
 
     Raises _GrantError with the status that Xen gives.
     """
-    if not _known(domain, domid):
+    if domid != domain.domid:
         raise _GrantError("bad_domain")
     entry = domain.grants.entry(reference)
     if entry is None:
@@ -284,7 +285,7 @@ def _undo(domain: Domain, handle: int, host: int, bus: int = 0, new: int = 0) ->
     if mapping is None:
         raise _GrantError("bad_handle")
     if bus and bus != mapping.mfn * PAGE_SIZE:
-        raise _GrantError("general_error")
+        raise _GrantError("bad_dev_addr")
     if host and mapping.flags & HOST_MAP:
         _leave(domain, mapping, host, new)
         mapping.flags &= ~HOST_MAP
@@ -336,7 +337,7 @@ def _copy_end(domain: Domain, data: bytes, by_reference: bool, write: bool, leng
     name = _number(data, 0, 4 if by_reference else size)
     domid, offset = _number(data, size, 2), _number(data, size + 2, 2)
     if by_reference:
-        entry = _granted(domain, domid, name, not write, whole=False)
+        entry = _granted(domain, domain.domid if domid == DOMID_SELF else domid, name, not write, whole=False)
         if entry.through is not None:
             entry = _granted(domain, *entry.through, not write, whole=False)
             if entry.through is not None:

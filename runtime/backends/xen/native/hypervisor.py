@@ -30,6 +30,7 @@ from runtime.deprivileged.frames import TrapFrames
 from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
 from runtime.deprivileged.operands import decode_at, mnemonic_name
+from runtime.deprivileged.usermode import UserMode
 
 if TYPE_CHECKING:
     from runtime.boot.model import EntryState
@@ -67,6 +68,7 @@ class NativeHypervisor(TranslatedDomain):
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)
         self._frames = TrapFrames(machine, host, trap_variables(), self._cells, self._missed)
+        self._user = UserMode(machine, host, self._set_flag, PAGE_SIZE // 8)
 
     def page_code(self, width: int) -> bytes | None:
         """Slots that lead to the resident code."""
@@ -96,7 +98,7 @@ class NativeHypervisor(TranslatedDomain):
 
     def on_event(self, event: Event) -> bool:
         """Cells, missed sites and traps under way first; the rest as for any domain."""
-        own = (self._cells, self._missed, self._frames)
+        own = (self._cells, self._missed, self._frames, self._user)
         return any(part.answered(event) for part in own) or super().on_event(event)
 
     def _answered(self, event: Event) -> bool:
@@ -126,6 +128,17 @@ class NativeHypervisor(TranslatedDomain):
             instruction = decode_at(self.machine.cpu, self.emulator.linear)
             return self._patched and instruction is not None and self._missed.carry_out(instruction)
         return False
+
+    # -- user mode -------------------------------------------------------------------------------
+
+    def port_allowed(self, site: Site) -> bool:
+        """By what the guest's kernel believes that it has set."""
+        return self._patched and self._user.port_allowed(site)
+
+    def _set_flag(self, on: bool) -> None:
+        """CLI or STI of user mode: the flag is the event mask, seen from the other side."""
+        self.domain.upcall_mask = not on
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     # -- figures ---------------------------------------------------------------------------------
 

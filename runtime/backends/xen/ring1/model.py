@@ -26,6 +26,7 @@ from runtime.backends.xen.ring1.resident import (
     BOOT_ADDRESS_NAME,
     CODE_PAGES,
     CONSOLE_PAGE,
+    GUEST_ENTRIES,
     HOLE,
     IDENTITY_PAGE,
     LENT_STACK,
@@ -53,6 +54,7 @@ from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
+from runtime.deprivileged.usermode import UserMode
 from runtime.deprivileged.view import ShadowView
 from runtime.memory import MemoryRange, PageFault
 
@@ -177,7 +179,7 @@ class XenRing1(XenHypervisor):
             physical_interrupt=self.pin,
         )
         view = ShadowView(machine.cpu, self.shadow, self.guest)
-        host = RingOneHost(
+        self._host = host = RingOneHost(
             machine,
             RingOneSide(place_of, LENT_STACK, FLAT[32]["kernel_ss"]),
             view,
@@ -188,6 +190,7 @@ class XenRing1(XenHypervisor):
         self._missed = MissedSites(machine, host)
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
+        self._user = UserMode(machine, host, self._set_flag, GUEST_ENTRIES)
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
         self._finish_domain(shared_info, view)
 
@@ -266,9 +269,11 @@ class XenRing1(XenHypervisor):
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
-            own = (self._cells, self._missed, self._frames)
+            own = (self._cells, self._missed, self._frames, self._user)
             return any(part.answered(event) for part in own) or super().on_event(event)
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
+        if self._patched and linear >= GDT and self._user.out_of_reach(linear - GDT & ~7):
+            return True
         code = event.error_code
         try:
             self.shadow.fill(linear, write=bool(code & 2), user=bool(code & 4), fetch=bool(code & 16))
@@ -304,6 +309,17 @@ class XenRing1(XenHypervisor):
             instruction = self.emulator.decode()
             return self._patched and instruction is not None and self._missed.carry_out(instruction)
         return False
+
+    def port_allowed(self, site: Site) -> bool:
+        """By what the guest's kernel believes that it has set."""
+        return self._patched and self._user.port_allowed(site)
+
+    def _set_flag(self, on: bool) -> None:
+        """CLI or STI of user mode: the flag is a word of the guest's; what waits for it comes by the timer's
+        event."""
+        self._host.set_variable("LD_irq_enabled", fl.IF if on else 0)
+        if on and self._host.variable("LD_irq_pending"):
+            self.domain.timer_fired()
 
     def on_cpuid(self, leaf: int, subleaf: int, bare: CpuidAnswer) -> CpuidAnswer:
         """Xen's own leaves; the rest as it is, since large pages are no problem for a translated domain."""

@@ -39,6 +39,7 @@ __all__ = [
     "BOOT_ADDRESS_NAME",
     "CODE_PAGES",
     "CONSOLE_PAGE",
+    "GUEST_ENTRIES",
     "HOLE",
     "IDENTITY_PAGE",
     "LENT_STACK",
@@ -59,7 +60,7 @@ PIRQ = 0
 """The physical interrupt of the domain's: the pin of its pair of 8259s."""
 _EVENT_VECTOR = 33
 _RETRY_NS = 1000
-_GUEST_ENTRIES = 32
+GUEST_ENTRIES = 32
 _FEATURES = ("clock", "alarm", "events", "console", "power", "vcpu_page")
 _MESSAGES = {
     "TRIPLE": "triple fault: an exception could not be delivered, nor could the double fault",
@@ -81,11 +82,11 @@ _SIDE = GuestSide(
         ("P_wall", 8), ("P_gdt_machine", 4), ("P_descriptor", 4),
         ("P_sources", 4), ("P_interest", 4), ("P_pic_bit", 4), ("P_alarm_bit", 4), ("P_alarm_port", 4),
         ("P_console_port", 4), ("P_argument", 16), ("P_mmuext", 16), ("P_gate", 16), ("P_message", 4),
-        ("P_gdt_copy", _GUEST_ENTRIES * 8),
+        ("P_gdt_copy", GUEST_ENTRIES * 8),
     ),
     flat_code=FLAT[32]["kernel_cs"],
     flat_data=FLAT[32]["kernel_ss"],
-    guest_entries=_GUEST_ENTRIES,
+    guest_entries=GUEST_ENTRIES,
     counted_for={
         "switch_tables": "cr0_write", "arm_clock": "alarm_set", "load_descriptor": "segment_load",
         "load_gate": "soft_int", "invalidate": "tlb_invalidate", "flush": "tlb_flush_local", "sleep": "halt",
