@@ -1,7 +1,9 @@
-"""User mode of a patched kernel: ports by IOPL and by the TSS's bitmap, CLI and STI; GDT entries out of reach."""
+"""User mode of a patched kernel: ports by IOPL and by bitmap, CLI and STI; GDT entries that are out of reach."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ idt_pointer: .word 0x10f
     .align 8
 gdt: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff, 0x00cffb000000ffff, 0x00cff3000000ffff
     .quad 0x0000890000000130
-    ROOM
+    .quad ROOM
 idt: .quad IDT
 task: .quad TASK
     .quad STACK
@@ -89,29 +91,17 @@ stack: .long 0
 """
 for _name, _size in (("ROOM", 0x2100), ("IDT", 0x110), ("TASK", 0x140), ("STACK", 0x400)):
     _zeroes = ", ".join(["0"] * (_size // 8))
-    DATA = DATA.replace(f".quad {_name}", f".quad {_zeroes}").replace(
-        f"    {_name}\n", f"    .quad {_zeroes}\n"
-    )
+    DATA = DATA.replace(f".quad {_name}", f".quad {_zeroes}")
 PRINT = "mov edx, 0x3f8\n mov al, 33\n out dx, al\n"
 
 
 def patched(tmp_path: Path, text: str) -> Path:
     image, result = kernel(tmp_path / "k", text), tmp_path / "patched"
-    made = run_pvpatch("patch", image, "-o", result)
-    assert made == 0
+    command = [sys.executable, "-m", "pvpatch", "patch", str(image), "-o", str(result)]
+    subprocess.run(command, capture_output=True, check=True)
     return result
 
 
-def run_pvpatch(*words: str | Path) -> int:
-    import subprocess
-    import sys
-
-    return subprocess.run(
-        [sys.executable, "-m", "pvpatch", *map(str, words)], capture_output=True, check=False
-    ).returncode
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("iopl", "bitmap", "body", "expected"),
     [
@@ -124,21 +114,19 @@ def run_pvpatch(*words: str | Path) -> int:
     ids=["iopl-3", "bitmap", "neither", "flag", "no-flag"],
 )
 def test_user_mode_has_the_rights_that_its_kernel_gave_it(
-    tmp_path: Path, backend: str, iopl: int, bitmap: int, body: str, expected: int
+    tmp_path: Path, iopl: int, bitmap: int, body: str, expected: int
 ) -> None:
     text = TABLES.replace("BITMAP", str(bitmap)) + USER.replace("FLAGS", str(0x202 | iopl << 12))
     image = patched(tmp_path, text.replace("BODY", body) + DATA)
-    found = run(image, "--backend", backend, "--max-time", "1")
-    assert found.returncode == expected, found.stderr
-    if body == PRINT:
-        assert found.stdout == ("!" if not expected else "")
+    for backend in BACKENDS:
+        found = run(image, "--backend", backend, "--max-time", "1")
+        assert found.returncode == expected, f"{backend}: {found.stderr}"
+        if body == PRINT:
+            assert found.stdout == ("!" if not expected else "")
 
 
-@pytest.mark.parametrize("backend", ["lguest", "vmi", "xen"])
 @pytest.mark.parametrize("index", [40, 1030])
-def test_a_gdt_entry_that_has_no_copy_ends_the_guest_in_words(
-    tmp_path: Path, backend: str, index: int
-) -> None:
+def test_a_gdt_entry_that_has_no_copy_ends_the_guest_in_words(tmp_path: Path, index: int) -> None:
     load = f"""
     mov dword ptr [gdt+{8 * index}], 0xffff
     mov dword ptr [gdt+{8 * index + 4}], 0x00cf9300
@@ -153,6 +141,7 @@ done:
     """
     image = patched(tmp_path, TABLES.replace("BITMAP", "0") + load + DATA)
     assert run(image).returncode == 0
-    found = run(image, "--backend", backend, "--max-time", "1")
-    assert found.returncode == 4
-    assert f"GDT entry {index} cannot be used: the backend {backend} keeps entries 1 to" in found.stderr
+    for backend in ("lguest", "vmi", "xen"):
+        found = run(image, "--backend", backend, "--max-time", "1")
+        assert found.returncode == 4
+        assert f"GDT entry {index} cannot be used: the backend {backend} keeps entries 1 to" in found.stderr
