@@ -1,4 +1,4 @@
-"""User mode of a patched kernel: ports by IOPL and by bitmap, CLI and STI; GDT entries that are out of reach."""
+"""User mode of a patched kernel: ports by IOPL and by bitmap, CLI and STI; GDT entries out of reach."""
 
 from __future__ import annotations
 
