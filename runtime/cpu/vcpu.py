@@ -64,6 +64,11 @@ class _TranslatedBlock(ctypes.Structure):
     size: int
 
 
+_APART = fl.ARITHMETIC | fl.DF
+"""Flags that the emulator keeps apart from EFLAGS while it runs, and adds to it when it ends. A hook on an
+instruction leaves a copy of them in EFLAGS, which is out of date from the next change on."""
+
+
 class Stop(enum.Enum):
     """Why `VCpu.run` returned."""
 
@@ -349,6 +354,9 @@ class VCpu:
     def rflags(self) -> int:
         """RFLAGS with the arithmetic flags computed."""
         state = self.state
+        if not self._executing:
+            return state.eflags & 0x3FFFFF | 2
+        state.eflags &= ~_APART
         if state.cc_op == 1:
             # While the emulator executes, what a hook left of these in EFLAGS is out of date.
             own = state.eflags & ~(fl.ARITHMETIC | fl.DF) if self._executing else state.eflags
@@ -362,7 +370,7 @@ class VCpu:
         state.cc_src = value & fl.ARITHMETIC
         state.cc_op = 1
         state.df = -1 if value & fl.DF else 1
-        apart = fl.ARITHMETIC | fl.DF if self._executing else 0  # the emulator takes them in as it begins
+        apart = _APART if self._executing else 0  # the emulator takes them in as it begins
         state.eflags = value & 0x3FFFFF & ~apart | 2
 
     @property
@@ -501,7 +509,9 @@ class VCpu:
         """Let the emulator run from `start` on; its error code."""
         self._executing = True
         error = uclib.uc_emu_start(self.handle, start, 0, 0, 0)
+        flags = self.rflags
         self._executing = False
+        self.state.eflags = flags
         return int(error)
 
     def run(self) -> Stop:

@@ -204,9 +204,9 @@ def _text_string(draw: Draw, tags: set[str]) -> Lines:
 def _text_number(draw: Draw, tags: set[str]) -> Lines:
     """A constant between functions, read by its address."""
     number, over = draw.label(), draw.label()
-    data = draw.one((".long 0xfb9090fa", ".long 0x069cfa0f", ".byte 0xfa, 0xfb, 0x90, 0xf4", ".long 0xc021200f"))
+    data = draw.one(("0xfb9090fa", "0x069cfa0f", "0xf490fbfa", "0xc021200f"))
     return [
-        f"jmp {over}", f"{number}: {data}", f"{over}:", *quiet(draw, tags), f"mov {number}, %edx",
+        f"jmp {over}", f"{number}: .long {data}, {data}", f"{over}:", *quiet(draw, tags), f"mov {number}, %edx",
         f"add {number} + {draw.below(2)}, %eax", *quiet(draw, tags),
     ]  # fmt: skip
 

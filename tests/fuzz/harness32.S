@@ -65,6 +65,10 @@ _start:
 	call command_line
 	call make_tables
 	call make_pages
+	mov $log, %edi                  /* code gone astray ends there: FF FF is no instruction */
+	mov $-1, %eax
+	mov $0x21000, %ecx
+	rep stosl
 	call pic_reset
 	in $0xe9, %al
 	cmp $0xe9, %al

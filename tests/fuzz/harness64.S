@@ -94,6 +94,10 @@ make_pages:
 	mov $harness_stack, %esp
 	call command_line
 	call make_tables
+	mov $log, %edi                  /* code gone astray ends there: FF FF is no instruction */
+	mov $-1, %eax
+	mov $0x21000, %ecx
+	rep stosl
 	call pic_reset
 	in $0xe9, %al
 	cmp $0xe9, %al

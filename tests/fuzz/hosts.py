@@ -20,8 +20,9 @@ from tests.fuzz.journal import Journal, read_journal
 
 __all__ = ["Run", "backends", "have_qemu", "patched", "run_on", "run_on_qemu"]
 
-MEMORY_MIB = 16
-GUEST_SECONDS = 0.3
+MEMORY_MIB = 3
+"""Little, so that code gone astray meets the end of memory soon."""
+GUEST_SECONDS = 0.05
 """Guest time for one snippet that hangs, and for a hundred that do not."""
 LOG_SIZE = 0x84000
 _NAME = Path("kernel")
@@ -52,6 +53,7 @@ def run_on(backend: str, kernel: Kernel, image: bytes, first: int = 0) -> Run:
         memory_mib=MEMORY_MIB, request=BootRequest(cmdline=f"{first}"), max_time_s=GUEST_SECONDS
     )
     machine = Machine(config, boot_image(parse_image(image, _NAME)), backend_named(backend))
+    machine.memory.store(0, b"\xff" * machine.memory.size)  # no instruction: code gone astray ends soon
     result = machine.run()
     log = machine.memory.load(kernel.symbols["log"], LOG_SIZE)
     journal = read_journal(log, kernel.width, kernel.symbols["stack"])

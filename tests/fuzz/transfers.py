@@ -163,11 +163,11 @@ def _fault_operand(draw: Draw, tags: set[str]) -> Lines:
     return [*draw.plains(2), probe, *quiet(draw, tags)]
 
 
-@family("stack-fault")
-def _stack_fault(draw: Draw, tags: set[str]) -> Lines:
-    """The stack at another place, also where a page comes only on demand."""
+@family("other-stack")
+def _other_stack(draw: Draw, tags: set[str]) -> Lines:
+    """The stack at another place."""
     sp = "%esp" if draw.width == 32 else "%rsp"
-    place = draw.one(("WINDOW + 0x2000", "WINDOW + 0x65000", "WINDOW + 0x46ffc" if draw.width == 32 else "WINDOW + 0x46ff8"))
+    place = draw.one(("WINDOW + 0x2000", "WINDOW + 0x2ff8", "WINDOW + 0xf008", "data + 512"))
     made = draw.one(("pushf", "push %fs", "cli", "push $2; popf", "mov %ds, %eax", "int3" if draw.chance(20) else "sti"))
     return [f"mov {sp}, {draw.native('edx')}", f"mov ${place}, {sp}", made, f"mov {draw.native('edx')}, {sp}",
             *quiet(draw, tags)]  # fmt: skip
