@@ -171,7 +171,8 @@ def _offset_table(draw: Draw, tags: set[str]) -> Lines:
     cases = [draw.label() for _ in range(4)]
     kind, load = draw.one(((".byte", "movzbl"), (".short", "movzwl"), (".short", "movswl")))
     scale = 1 if kind == ".byte" else 2
-    bodies = [line for case in cases for line in (f"{case}:", quiet(draw, tags)[0], "nop", f"jmp {out}")]
+    short = ("cli", "sti", "clts", "mov %ds, %edx", "in $0x21, %al", "smsw %dx", "str %edx", "invlpg data")
+    bodies = [line for case in cases for line in (f"{case}:", draw.one(short), "nop", f"jmp {out}")]
     return [
         "and $3, %eax", f"{load} {table}(,{draw.native('eax')},{scale}), %eax", f"add ${base}, {draw.native('eax')}",
         f"jmp *{draw.native('eax')}", f"{table}: {kind} {', '.join(f'{case} - {base}' for case in cases)}",

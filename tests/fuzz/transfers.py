@@ -104,7 +104,7 @@ def _task_switch(draw: Draw, tags: set[str]) -> Lines:
 def _bad_gate(draw: Draw, tags: set[str]) -> Lines:
     """INT through gates that are absent or name a wrong selector, and other ways into the IDT."""
     way = draw.one((
-        "int $0x33", "int $0x34", "int $0x36", "int3", "int $4", "int $13", "int $14", "ud2",
+        "int $0x33", "int $0x34", "int $0x36", "int3", "int $4", "ud2",
         "into" if draw.width == 32 else "int $0x31", "xor %edx, %edx; mov $0, %ecx; div %ecx",
         "bound %eax, data" if draw.width == 32 else "ud2",
     ))  # fmt: skip
@@ -167,7 +167,7 @@ def _fault_operand(draw: Draw, tags: set[str]) -> Lines:
 def _other_stack(draw: Draw, tags: set[str]) -> Lines:
     """The stack at another place."""
     sp = "%esp" if draw.width == 32 else "%rsp"
-    place = draw.one(("WINDOW + 0x2000", "WINDOW + 0x2ff8", "WINDOW + 0xf008", "data + 512"))
+    place = draw.one(("WINDOW + 0x2000", "WINDOW + 0x2ff8", "WINDOW + 0xf008"))
     made = draw.one(("pushf", "push %fs", "cli", "push $2; popf", "mov %ds, %eax", "int3" if draw.chance(20) else "sti"))
     return [f"mov {sp}, {draw.native('edx')}", f"mov ${place}, {sp}", made, f"mov {draw.native('edx')}, {sp}",
             *quiet(draw, tags)]  # fmt: skip
