@@ -126,6 +126,8 @@ class VCpu:
         """Inside the emulator, which keeps the arithmetic flags and DF apart from EFLAGS meanwhile."""
         self.last_error = 0
         self._reads_descriptors: set[int] = set()
+        self._hooked: set[int] = set()
+        self._hooked_ranges: list[range] = []
         self._keep: list[Any] = []
         self._flags_word = ctypes.c_uint64()
         self._register_word = ctypes.c_uint64()
@@ -200,6 +202,11 @@ class VCpu:
         if status:
             raise unicorn.UcError(status)
         self._keep.append(callback)
+        if kind == uc_const.UC_HOOK_CODE:
+            if begin == end:
+                self._hooked.add(begin)
+            else:
+                self._hooked_ranges.append(range(begin, end + 1))
         return hook.value
 
     def remove_hook(self, hook: int) -> None:
@@ -230,10 +237,13 @@ class VCpu:
             software = bool(state.exception_is_int)
             error_code = state.error_code
             state.old_exception = -1
+            if not software:
+                self._computed_flags()
             events.exception(vector, error_code, software)
 
         def invalid(_uc: int, _data: int) -> int:
             state.old_exception = -1
+            self._computed_flags()
             events.invalid_opcode()
             return 1
 
@@ -333,6 +343,15 @@ class VCpu:
     def flush_tlb(self) -> None:
         """Forget all cached address translations."""
         uclib.uc_ctl(self.handle, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | 1 << 30))
+
+    def _computed_flags(self) -> None:
+        """After a fault: in front of a hook on an instruction the emulator computes the flags, but when that
+        very instruction faults it still names the operation that they come from."""
+        state = self.state
+        base = 0 if self.code_width == 64 else state.segments[fl.CS].base
+        at = base + state.rip
+        if state.cc_op != 1 and (at in self._hooked or any(at in hooked for hooked in self._hooked_ranges)):
+            state.cc_op = 1
 
     # -- registers -----------------------------------------------------------------------------
 

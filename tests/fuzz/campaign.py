@@ -65,6 +65,7 @@ def examine(kernel: Kernel, hosts: Sequence[str]) -> Verdict:
     """Run a kernel on `hosts` and compare each with the unpatched kernel on bare."""
     verdict = Verdict()
     count = len(kernel.snippets)
+    own = range(kernel.symbols["_start"], kernel.symbols["log_limit"])
     reference, reference_ends = _everything(lambda first: run_on("bare", kernel, kernel.image, first), count)
     try:
         image = patched(kernel.image)
@@ -82,7 +83,7 @@ def examine(kernel: Kernel, hosts: Sequence[str]) -> Verdict:
             if index not in reference:
                 continue
             end = ends.get(index, "")
-            found = differences(reference[index], seen.get(index), end)
+            found = differences(reference[index], seen.get(index), end, own)
             rest = unexplained(found, host, snippet.tags, verdict.rules)
             verdict.compared += 1
             if (index in ends) != (index in reference_ends) and not rest:

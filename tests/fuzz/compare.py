@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Difference:
     expected: int | str
     found: int | str
     vector: int = -1
+    displaced: bool = False
+    """An event of this snippet, this one or one before, was shown inside the resident block."""
 
     def __str__(self) -> str:
         return f"{self.where} {self.field}: {_shown(self.expected)}, not {_shown(self.found)}"
@@ -46,8 +48,8 @@ class Rule:
     vectors: tuple[int, ...] = ()
     bits: int = 0
     """Bits of the field that may differ; 0 is all of them."""
-    above: int = 0
-    """The value found must be at least this."""
+    displaced: bool = False
+    """Only where the event was shown at an address in the resident block."""
 
     def explains(self, difference: Difference, host: str, tags: frozenset[str]) -> bool:
         """Is this difference one that the rule allows?"""
@@ -57,12 +59,12 @@ class Rule:
             return False
         if self.vectors and difference.vector not in self.vectors:
             return False
+        if self.displaced and not difference.displaced:
+            return False
         expected, found = difference.expected, difference.found
-        if self.bits or self.above:
-            if not isinstance(expected, int) or not isinstance(found, int):
-                return False
-            return (not self.bits or not (expected ^ found) & ~self.bits) and found >= self.above
-        return True
+        if not self.bits:
+            return True
+        return isinstance(expected, int) and isinstance(found, int) and not (expected ^ found) & ~self.bits
 
 
 @cache
@@ -75,10 +77,12 @@ def load_rules() -> tuple[Rule, ...]:
     )
 
 
-def _values(where: str, expected: Values, found: Values, vector: int = -1) -> Iterator[Difference]:
+def _values(
+    where: str, expected: Values, found: Values, vector: int = -1, displaced: bool = False
+) -> Iterator[Difference]:
     for field, value in expected.items():
         if found[field] != value:
-            yield Difference(where, field, value, found[field], vector)
+            yield Difference(where, field, value, found[field], vector, displaced)
 
 
 def _memory(expected: bytes, found: bytes) -> Iterator[Difference]:
@@ -93,29 +97,36 @@ def _memory(expected: bytes, found: bytes) -> Iterator[Difference]:
             )
 
 
-def differences(expected: Seen, found: Seen | None, end: str) -> Iterator[Difference]:
-    """All differences of one snippet, the first event that differs last: what follows has no meaning."""
+def differences(expected: Seen, found: Seen | None, end: str, own: range) -> Iterator[Difference]:
+    """All differences of one snippet, up to the first event of another kind: what follows has no meaning.
+
+    `own` are the kernel's own addresses: an event elsewhere is displaced, unless the reference has it there.
+    """
     if found is None:
         yield Difference("run", "reached", "reached", f"not reached ({end})")
         return
+    displaced = False
     for number, event in enumerate(expected.events):
         where = f"event {number}"
         if number >= len(found.events):
-            yield Difference(where, "vector", event["vector"], end or "nothing", event["vector"])
+            yield Difference(where, "vector", event["vector"], end or "nothing", event["vector"], displaced)
             return
-        yield from _values(where, event, found.events[number], event["vector"])
-        if event["vector"] != found.events[number]["vector"]:
+        other = found.events[number]
+        displaced |= other["ip"] != event["ip"] and other["ip"] not in own
+        yield from _values(where, event, other, event["vector"], displaced)
+        if event["vector"] != other["vector"]:
             return
     if len(found.events) > len(expected.events):
-        extra = found.events[len(expected.events)]["vector"]
-        yield Difference(f"event {len(expected.events)}", "vector", "nothing", extra, extra)
+        number = len(expected.events)
+        vector = found.events[number]["vector"]
+        yield Difference(f"event {number}", "vector", "nothing", vector, vector, displaced)
         return
     if (expected.left is None) != (found.left is None):
         yield Difference("end", "reached", *(("yes", end or "no") if expected.left else ("no", "yes")))
         return
     if expected.left is not None and found.left is not None:
-        yield from _values(_LAST, expected.left, found.left)
-        yield from _memory(expected.memory, found.memory)
+        rest = (*_values(_LAST, expected.left, found.left), *_memory(expected.memory, found.memory))
+        yield from (replace(one, displaced=displaced) for one in rest)
 
 
 def unexplained(
