@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 PVPATCH := $(BIN)/pvpatch
 WORK   := build/demo
 JOBS   ?= 2
+BUDGET ?= 60
 
 # Debian packages that the tests use besides Python: an independent machine, a compiler for both widths, a debugger.
 TEST_PACKAGES := qemu-system-x86 gcc gcc-multilib binutils gdb
@@ -22,6 +23,7 @@ help:
 	@echo "make matrix  every guest on every backend"
 	@echo "make oracle  the Xen model against real Xen 4.17, verdict by verdict"
 	@echo "make oracle-pc  the PC's sample under QEMU and here, patched and unpatched"
+	@echo "make fuzz    random kernels, unpatched against patched, for BUDGET seconds; SEED=n repeats"
 	@echo "make samples rebuild the sample kernels with gcc and as"
 	@echo "make docs    regenerate the ABI reference and the other generated pages"
 
@@ -84,6 +86,9 @@ oracle: setup-dev apt-test
 
 oracle-pc: setup-dev apt-test
 	@$(BIN)/python -m pytest tests/samples tests/patch/test_on_qemu.py tests/backends/test_patched_guests.py -k pc-x86_64
+
+fuzz: setup-dev apt-test
+	@$(BIN)/python -m tests.fuzz --budget $(BUDGET) $(if $(SEED),--seed $(SEED))
 
 samples:
 	@$(MAKE) -C samples
