@@ -208,8 +208,8 @@ class Deliverer:
         self._cpu.state.hflags &= ~fl.HF_INHIBIT_IRQ
 
     def _saved_rflags(self, event: Event) -> int:
-        """RFLAGS as pushed: RF is set for faults, so that a breakpoint there does not repeat, and clear for what
-        comes behind an instruction, which cleared it (the emulator does so at a block's end)."""
+        """RFLAGS as pushed: RF is set for faults, so that a breakpoint there does not repeat, and clear for
+        what comes behind an instruction, which cleared it (the emulator does so at a block's end)."""
         rflags = self._cpu.rflags
         is_fault = not event.software and not event.external and event.vector not in (fl.DB, fl.BP, fl.OV)
         return rflags | fl.RF if is_fault else rflags & ~fl.RF

@@ -1,1 +1,1 @@
-"""The differential fuzzer: random small kernels, unpatched and patched, on every machine. See docs/fuzzing.md."""
+"""The differential fuzzer: random kernels, unpatched and patched, on every machine: docs/fuzzing.md."""

@@ -1,4 +1,4 @@
-"""`make fuzz BUDGET=SECONDS [SEED=n]`: random kernels until the time is over; what fails is shrunk and kept."""
+"""`make fuzz BUDGET=SECONDS [SEED=n]`: random kernels for so long; what fails is shrunk and kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=60, help="seconds")
     parser.add_argument("--seed", type=int, help="of the first kernel; the next ones count up")
     parser.add_argument("--count", type=int, default=60, help="snippets in a kernel")
-    parser.add_argument("--width", type=int, choices=(32, 64), action="append", help="only kernels of this width")
+    parser.add_argument(
+        "--width", type=int, choices=(32, 64), action="append", help="only kernels of this width"
+    )
     parser.add_argument("--host", action="append", help="only this machine")
     parser.add_argument("--snippets", type=int, default=0, help="end after so many, whatever the budget")
     return parser.parse_args()
@@ -39,7 +41,10 @@ def _keep(snippet: Snippet, width: int, seed: int, failure: Failure, small: bool
         snippet, failure = shrink(snippet, width, failure)
     KEPT.mkdir(parents=True, exist_ok=True)
     path = KEPT / f"{width}-{seed}-{failure.snippet}-{failure.host}.toml"
-    lines = [f"seed {seed}, on {failure.host}:", *(str(difference) for difference in failure.differences[:12])]
+    lines = [
+        f"seed {seed}, on {failure.host}:",
+        *(str(difference) for difference in failure.differences[:12]),
+    ]
     path.write_text(saved(snippet, width, "\n".join(lines)), encoding="utf-8")
     return path
 
@@ -62,8 +67,11 @@ def main() -> int:
             ran, kernels, compared = ran + len(made), kernels + 1, compared + verdict.compared
             rules.update(verdict.rules)
             hosts.update(chosen)
-            print(f"seed {seed}, {width} bits: {len(made)} snippets, {len(verdict.failures)} differ,"
-                  f" {time.monotonic() - begun:.1f} s", flush=True)  # fmt: skip
+            print(
+                f"seed {seed}, {width} bits: {len(made)} snippets, {len(verdict.failures)} differ,"
+                f" {time.monotonic() - begun:.1f} s",
+                flush=True,
+            )
             for failure in verdict.failures:
                 failed += 1
                 path = _keep(made[failure.snippet], width, seed, failure, failed <= _SHRUNK)

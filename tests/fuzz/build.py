@@ -34,7 +34,9 @@ class Kernel:
 
     def place(self, address: int) -> str:
         """An address as snippet and offset, for people."""
-        near = [(at, name) for name, at in self.symbols.items() if name.startswith("snippet_") and at <= address]
+        near = [
+            (at, name) for name, at in self.symbols.items() if name.startswith("snippet_") and at <= address
+        ]
         if not near:
             return f"{address:#x}"
         at, name = max(near)
@@ -91,8 +93,24 @@ def build(snippets: Sequence[Snippet], width: int, *, stripped: bool = False) ->
         _run(["as", f"--{width}", "-o", unlinked, "-"], source(snippets, width))
         emulation = "elf_i386" if width == 32 else "elf_x86_64"
         script = HERE / f"kernel{width}.ld"
-        _run(["ld", "-m", emulation, "-T", script, "-z", "max-page-size=4096", "-z", "noexecstack",
-              "--no-warn-rwx-segments", "--build-id=none", "-o", linked, unlinked])  # fmt: skip
+        _run(
+            [
+                "ld",
+                "-m",
+                emulation,
+                "-T",
+                script,
+                "-z",
+                "max-page-size=4096",
+                "-z",
+                "noexecstack",
+                "--no-warn-rwx-segments",
+                "--build-id=none",
+                "-o",
+                linked,
+                unlinked,
+            ]
+        )
         with linked.open("rb") as stream:
             table = ELFFile(stream).get_section_by_name(".symtab")
             symbols = {symbol.name: int(symbol["st_value"]) for symbol in table.iter_symbols()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from pvpatch.abi.errors import PvpatchError
 from tests.fuzz.build import Kernel
@@ -61,6 +62,10 @@ def _everything(run: Runner, count: int) -> tuple[dict[int, Seen], dict[int, str
     return seen, ends
 
 
+def _on_backend(host: str, kernel: Kernel, image: bytes, first: int) -> Run:
+    return run_on(host, kernel, image, first)
+
+
 def examine(kernel: Kernel, hosts: Sequence[str]) -> Verdict:
     """Run a kernel on `hosts` and compare each with the unpatched kernel on bare."""
     verdict = Verdict()
@@ -77,7 +82,7 @@ def examine(kernel: Kernel, hosts: Sequence[str]) -> Verdict:
         "qemu-patched": lambda first: run_on_qemu(kernel, image, first),
     }
     for host in hosts:
-        run = runners.get(host) or (lambda first, host=host: run_on(host, kernel, image, first))
+        run = runners.get(host) or partial(_on_backend, host, kernel, image)
         seen, ends = _everything(run, count)
         for index, snippet in enumerate(kernel.snippets):
             if index not in reference:

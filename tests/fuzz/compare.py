@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz.journal import STACK, Seen, Values
 
@@ -37,7 +38,10 @@ def _shown(value: int | str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Explains differences on some hosts: in some fields, bits, vectors, or snippets that have all tags. Empty: any."""
+    """Explains differences on some hosts: in some fields, bits, vectors, or snippets with all the tags.
+
+    What is empty holds for any.
+    """
 
     name: str
     reason: str
@@ -71,10 +75,14 @@ class Rule:
 def load_rules() -> tuple[Rule, ...]:
     """The rules of rules.toml."""
     document = tomllib.loads((Path(__file__).parent / "rules.toml").read_text(encoding="utf-8"))
-    return tuple(
-        Rule(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-        for entry in document["rule"]
-    )
+    return tuple(_rule(entry) for entry in document["rule"])
+
+
+def _rule(entry: dict[str, Any]) -> Rule:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+    }
+    return Rule(**values)
 
 
 def _values(

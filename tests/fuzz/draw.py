@@ -15,16 +15,44 @@ _POINTERS = {32: ("ebx", "esi", "edi", "ebp"), 64: ("rbx", "rsi", "rdi", "rbp", 
 """These name places in `data` all the time; ECX (RCX) is a small number."""
 _FREE = {32: ("eax", "edx"), 64: ("eax", "edx", "r8d", "r9d", "r10d", "r11d", "r15d")}
 """These hold anything."""
-_NUMBERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+_NUMBERS = (
+    0,
+    1,
+    2,
+    0x7F,
+    0x80,
+    0xFF,
+    0x100,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x10000,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+)
 _CONDITIONS = ("o", "no", "b", "ae", "e", "ne", "be", "a", "s", "ns", "p", "np", "l", "ge", "le", "g")
 _NOPS = ("nop", ".byte 0x66, 0x90", "nopl (%eax)", "nopl 8(%eax)", "nopw 0x200(%eax,%eax,1)")
 _FLAGS = 0x0CD5
 """Flags that a snippet may start with: arithmetic ones and DF."""
 _DATA_SELECTORS = ("KERNEL_DATA", "BASED", "USER_DATA", "SMALL", "OTHER_CODE", "0", "3", "KERNEL_DATA | 3")
 _BAD_SELECTORS = (
-    "ABSENT", "READ_ONLY", "EXECUTE_ONLY", "TSS", "LDT", "CALL_GATE", "LOCAL_DATA", "0xfc", "0xfff8", "CONFORMING",
-    "USER_CODE", "OTHER_TSS", "EXPAND_DOWN", "USER_BASED", "KERNEL_CODE",
-)  # fmt: skip
+    "ABSENT",
+    "READ_ONLY",
+    "EXECUTE_ONLY",
+    "TSS",
+    "LDT",
+    "CALL_GATE",
+    "LOCAL_DATA",
+    "0xfc",
+    "0xfff8",
+    "CONFORMING",
+    "USER_CODE",
+    "OTHER_TSS",
+    "EXPAND_DOWN",
+    "USER_BASED",
+    "KERNEL_CODE",
+)
 
 
 class Draw:
@@ -103,7 +131,7 @@ class Draw:
     # ---- memory ----
 
     def memory(self, *, faulting: int = 6) -> str:
-        """A memory operand; in `faulting` of a hundred cases the page is absent, read-only or comes on demand."""
+        """A memory operand; in `faulting` of a hundred cases on a page that is not simply there."""
         if self.chance(faulting):
             page = self.one((3, 20, 40, 50, 70, 100))
             return f"WINDOW + {page * 0x1000 + 4 * self.below(1000):#x}"

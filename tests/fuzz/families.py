@@ -1,4 +1,4 @@
-"""Snippets about one thing: interrupt shadows, copied and overlapping code, tables in text, red zones, stepping."""
+"""Snippets about one thing: shadows, copied and overlapping code, tables in text, red zones, stepping."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ Family = Callable[[Draw, set[str]], Lines]
 FAMILIES: dict[str, Family] = {}
 """What makes lines, by the tag that its snippets get."""
 
-_QUIET = ("irq-flag", "pushf", "clts", "control-read", "segment-store", "machine-status", "table-store", "port",
-          "task-local-store", "inspect", "time-stamp", "identification", "cache", "adjust-level")  # fmt: skip
+_QUIET = (
+    "irq-flag",
+    "pushf",
+    "clts",
+    "control-read",
+    "segment-store",
+    "machine-status",
+    "table-store",
+    "port",
+    "task-local-store",
+    "inspect",
+    "time-stamp",
+    "identification",
+    "cache",
+    "adjust-level",
+)
 """Sites that change neither tables nor segments."""
 
 
@@ -47,20 +61,52 @@ def _shadow(draw: Draw, tags: set[str]) -> Lines:
     tags.add("armed")
     stack = ["mov $KERNEL_DATA, %ecx", "mov %ecx, %ss"]
     if draw.width == 32 and draw.chance(50):
-        stack = draw.one((["push $KERNEL_DATA", "pop %ss"], ["movl $SP0, data; movl $KERNEL_DATA, data + 4", "lss data, %esp"]))
-    opening = draw.one((["sti"], ["sti"], ["push $0x202", "popf"], ["sti", *stack], [stack[0], "sti", *stack[1:]], ["sti; sti"]))
+        stack = draw.one(
+            (
+                ["push $KERNEL_DATA", "pop %ss"],
+                ["movl $SP0, data; movl $KERNEL_DATA, data + 4", "lss data, %esp"],
+            )
+        )
+    opening = draw.one(
+        (
+            ["sti"],
+            ["sti"],
+            ["push $0x202", "popf"],
+            ["sti", *stack],
+            [stack[0], "sti", *stack[1:]],
+            ["sti; sti"],
+        )
+    )
     shadowed = draw.one(
         (
-            ["cli"], ["hlt"], ["nop"], ["sti"], ["pushf", "pop %eax" if draw.width == 32 else "pop %rax"], [draw.plain()],
-            ["int $0x30"], ["ud2"], ["int3"], quiet(draw, tags), quiet(draw, tags), stack,
+            ["cli"],
+            ["hlt"],
+            ["nop"],
+            ["sti"],
+            ["pushf", "pop %eax" if draw.width == 32 else "pop %rax"],
+            [draw.plain()],
+            ["int $0x30"],
+            ["ud2"],
+            ["int3"],
+            quiet(draw, tags),
+            quiet(draw, tags),
+            stack,
         )
-    )  # fmt: skip
+    )
     if draw.chance(30):
         function, over = draw.label(), draw.label()
         return [
-            f"jmp {over}", f"{function}:", *_marks(draw), *opening, "ret", f"{over}:", "cli", f"call {function}",
-            *shadowed, *_marks(draw),
-        ]  # fmt: skip
+            f"jmp {over}",
+            f"{function}:",
+            *_marks(draw),
+            *opening,
+            "ret",
+            f"{over}:",
+            "cli",
+            f"call {function}",
+            *shadowed,
+            *_marks(draw),
+        ]
     start = ["cli"] if draw.chance(80) else []
     return [*start, *draw.plains(2), *opening, *shadowed, *_marks(draw), *_marks(draw), *draw.plains(2)]
 
@@ -71,145 +117,22 @@ def _return_shadow(draw: Draw, tags: set[str]) -> Lines:
     tags.add("armed")
     target = draw.label()
     word = "q" if draw.width == 64 else "l"
-    frame = [f"push{word} $0x{draw.one(('2', '202', '203'))}", f"push{word} $KERNEL_CODE", f"push{word} ${target}"]
+    frame = [
+        f"push{word} $0x{draw.one(('2', '202', '203'))}",
+        f"push{word} $KERNEL_CODE",
+        f"push{word} ${target}",
+    ]
     if draw.width == 64:
         frame = ["mov %rsp, %r8", "pushq $KERNEL_DATA", "push %r8", *frame]
-    return [*frame, *([draw.one(("sti", "cli"))] if draw.chance(60) else []), f"iret{word if word == 'q' else ''}",
-            *draw.plains(2), f"{target}:", *_marks(draw), *quiet(draw, tags)]  # fmt: skip
-
-
-@family("overlap")
-def _overlap(draw: Draw, tags: set[str]) -> Lines:
-    """One instruction hides another that is entered in its middle."""
-    hidden = draw.one(
-        (
-            "0xfa, 0x90, 0xfb, 0x90", "0xfb, 0xfa, 0x90, 0x90", "0x8c, 0xd8, 0x90, 0x90", "0xe4, 0x21, 0x90, 0x90",
-            "0x0f, 0x06, 0x90, 0x90", "0x66, 0x0f, 0x01, 0xe0", "0x9c, 0x58, 0x90, 0xfa", "0x0f, 0x20, 0xc0, 0x90",
-            "0xfa, 0xfa, 0xfa, 0xfa", "0xcd, 0x30, 0x90, 0x90",
-        )
-    )  # fmt: skip
-    top, behind = draw.label(), draw.label()
-    counter = "scratch + 0x800"
-    before = draw.one(("", "", "cli", "sti", "mov %ds, %edx"))
     return [
-        f"movl $0, {counter}",
-        f"jmp {top}",
-        *([f".byte 0x90; {before}"] if before else []),
-        f"{top}:",
-        draw.one((f".byte 0xb8, {hidden}", f".byte 0x05, {hidden}", f".byte 0x3d, {hidden}", f".byte 0xa9, {hidden}")),
-        f"{behind}:",
-        *([draw.one(("cli", "sti", "clts"))] if draw.chance(50) else draw.plains(1)),
-        f"incl {counter}",
-        f"cmpl $1, {counter}",
-        f"je {top} + 1",
-        *draw.plains(1),
-    ]
-
-
-@family("prefix-entry")
-def _prefix_entry(draw: Draw, tags: set[str]) -> Lines:
-    """A branch behind a prefix of an instruction that is also run with it."""
-    top, out = draw.label(), draw.label()
-    prefix = draw.one(("0x66", "0xf3", "0x2e", "0x3e"))
-    made = draw.one(("cli", "sti", "mov %ds, %eax", "str %eax", "wbinvd", "clts", "nop"))
-    return [
-        f"j{draw.condition()} {top} + 1", f"{top}:", f".byte {prefix}; {made}", *draw.plains(2), f"{out}:",
+        *frame,
+        *([draw.one(("sti", "cli"))] if draw.chance(60) else []),
+        f"iret{word if word == 'q' else ''}",
+        *draw.plains(2),
+        f"{target}:",
+        *_marks(draw),
         *quiet(draw, tags),
-    ]  # fmt: skip
-
-
-@family("copied")
-def _copied(draw: Draw, tags: set[str]) -> Lines:
-    """Code is copied elsewhere and runs there."""
-    start, end, over = draw.label(), draw.label(), draw.label()
-    source, to = draw.native("esi"), draw.native("edi")
-    count = draw.native("ecx")
-    body = [*draw.plains(1), *quiet(draw, tags), *draw.plains(1), *(quiet(draw, tags) if draw.chance(50) else [])]
-    copy = draw.one((["rep movsb"], [f"1: mov ({source}), %al; mov %al, ({to}); inc {source}; inc {to}; loop 1b"]))
-    return [
-        f"jmp {over}", f"{start}:", *body, "ret", f"{end}:", f"{over}:", "cld",
-        f"mov ${start}, {source}; mov $scratch, {to}; mov ${end} - {start}, {count}", *copy,
-        "mov $data + 80, %ebx; mov $data + 96, %esi; mov $data + 112, %edi; mov $2, %ecx",
-        f"mov $scratch, {draw.native('eax')}", f"call *{draw.native('eax')}", *draw.plains(1),
-    ]  # fmt: skip
-
-
-@family("jump-table")
-def _jump_table(draw: Draw, tags: set[str]) -> Lines:
-    """A table of addresses in text, bounded by a mask, a compare, or the width of what was loaded."""
-    table, out = draw.label(), draw.label()
-    cases = [draw.label() for _ in range(4)]
-    index, size = draw.native("eax"), draw.width // 8
-    word = {32: ".long", 64: ".quad"}[draw.width]
-    bound = draw.one(
-        (
-            ["and $3, %eax"],
-            ["and $7, %eax", "cmp $3, %eax", f"ja {out}"],
-            ["movzbl data + 40, %eax", "shr $6, %eax"],
-            ["shr $30, %eax"],
-            ["and $3, %al", "movzbl %al, %eax"],
-            ["mov %ecx, %eax", "and $3, %eax"],
-        )
-    )
-    jump = draw.one(
-        (
-            [f"jmp *{table}(,{index},{size})"],
-            [f"mov {table}(,{index},{size}), {draw.native('edx')}", f"jmp *{draw.native('edx')}"],
-        )
-    )
-    bodies = [line for case in cases for line in (f"{case}:", *quiet(draw, tags), f"jmp {out}")]
-    data = [f"{table}: {word} {', '.join(cases)}"]
-    if draw.chance(40):
-        return [*bound, *jump, *bodies, *data, f"{out}:", *draw.plains(1)]
-    return [*bound, *jump, *([".p2align 2"] if draw.chance(50) else []), *data, *bodies, f"{out}:", *draw.plains(1)]
-
-
-@family("offset-table")
-def _offset_table(draw: Draw, tags: set[str]) -> Lines:
-    """Bytes or words in text that are added to a base."""
-    table, base, out = draw.label(), draw.label(), draw.label()
-    cases = [draw.label() for _ in range(4)]
-    kind, load = draw.one(((".byte", "movzbl"), (".short", "movzwl"), (".short", "movswl")))
-    scale = 1 if kind == ".byte" else 2
-    short = ("cli", "sti", "clts", "mov %ds, %edx", "in $0x21, %al", "smsw %dx", "str %edx", "invlpg data")
-    bodies = [line for case in cases for line in (f"{case}:", draw.one(short), "nop", f"jmp {out}")]
-    return [
-        "and $3, %eax", f"{load} {table}(,{draw.native('eax')},{scale}), %eax", f"add ${base}, {draw.native('eax')}",
-        f"jmp *{draw.native('eax')}", f"{table}: {kind} {', '.join(f'{case} - {base}' for case in cases)}",
-        f"{base}:", *bodies, f"{out}:", *draw.plains(1),
-    ]  # fmt: skip
-
-
-_TEXTS = ('.asciz "hello, world"', '.ascii "\\372\\373\\364\\0"', ".byte 0xfa, 0xfb, 0x0f, 0x06, 0x9c, 0x9d, 0xf4, 0",
-          '.asciz "\\017\\040\\300 number\\n"', ".long 0xfbfa9090, 0x0f06d88c; .byte 0", ".byte 0xcd, 0x80, 0xec, 0xee, 0")  # fmt: skip
-
-
-@family("text-string")
-def _text_string(draw: Draw, tags: set[str]) -> Lines:
-    """Strings and numbers in text are read as data."""
-    text, over, loop = draw.label(), draw.label(), draw.label()
-    source = draw.native("esi")
-    data = draw.one(_TEXTS)
-    total = ["xor %edx, %edx", "xor %eax, %eax", "cld", f"{loop}: lodsb", "add %eax, %edx", "rol $3, %edx", "test %al, %al",
-             f"jnz {loop}"]  # fmt: skip
-    restored = [*total, f"mov $data + 64, {source}", *quiet(draw, tags)]
-    kind = draw.below(3)
-    if kind == 0:
-        return [f"mov ${text}, {source}", f"jmp {over}", f"{text}: {data}", f"{over}:", *restored]
-    if kind == 1:
-        return [f"call {over}", f"{text}: {data}", f"{over}:", f"pop {source}", *restored]
-    return [*quiet(draw, tags), f"mov ${text}, {source}", *restored, f"jmp {over}", f"{text}: {data}", f"{over}:"]
-
-
-@family("text-number")
-def _text_number(draw: Draw, tags: set[str]) -> Lines:
-    """A constant between functions, read by its address."""
-    number, over = draw.label(), draw.label()
-    data = draw.one(("0xfb9090fa", "0x069cfa0f", "0xf490fbfa", "0xc021200f"))
-    return [
-        f"jmp {over}", f"{number}: .long {data}, {data}", f"{over}:", *quiet(draw, tags), f"mov {number}, %edx",
-        f"add {number} + {draw.below(2)}, %eax", *quiet(draw, tags),
-    ]  # fmt: skip
+    ]
 
 
 @family("red-zone")
@@ -239,7 +162,16 @@ def _single_step(draw: Draw, tags: set[str]) -> Lines:
     if name in ("popf", "software-interrupt"):
         name, lines = "segment-store", ["mov %ds, %eax"]
     tags.add(name)
-    return ["push $0x102", "popf", *draw.plains(1), *lines, *draw.plains(1), "push $2", "popf", *draw.plains(1)]
+    return [
+        "push $0x102",
+        "popf",
+        *draw.plains(1),
+        *lines,
+        *draw.plains(1),
+        "push $2",
+        "popf",
+        *draw.plains(1),
+    ]
 
 
 @family("breakpoint")
@@ -253,8 +185,19 @@ def _breakpoint(draw: Draw, tags: set[str]) -> Lines:
         control, address, target = draw.one(("0xd0401", "0xf0401")), "data + 32", []
     number = draw.below(4)
     shifted = f"{0x400 | (int(control, 16) & 0xF0000) << 4 * number | 1 << 2 * number:#x}"
-    middle = [*target, *quiet(draw, tags)] if target else [*quiet(draw, tags), f"mov {draw.free()}, data + 32", "nop"]
+    middle = (
+        [*target, *quiet(draw, tags)]
+        if target
+        else [*quiet(draw, tags), f"mov {draw.free()}, data + 32", "nop"]
+    )
     return [
-        f"mov ${address}, %eax", f"mov {word}, %db{number}", f"mov ${shifted}, %eax", f"mov {word}, %db7",
-        *draw.plains(1), *middle, *draw.plains(1), "xor %eax, %eax", f"mov {word}, %db7",
-    ]  # fmt: skip
+        f"mov ${address}, %eax",
+        f"mov {word}, %db{number}",
+        f"mov ${shifted}, %eax",
+        f"mov {word}, %db7",
+        *draw.plains(1),
+        *middle,
+        *draw.plains(1),
+        "xor %eax, %eax",
+        f"mov {word}, %db7",
+    ]

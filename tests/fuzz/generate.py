@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.fuzz import transfers
+from tests.fuzz import texts, transfers
 from tests.fuzz.draw import Draw
 from tests.fuzz.families import FAMILIES
 from tests.fuzz.shapes import shaped
@@ -13,8 +13,8 @@ from tests.fuzz.snippet import Snippet
 __all__ = ["snippets"]
 
 _SHAPED = 40
-"""Of a hundred snippets, so many are sites in all their forms among neighbours; the others are of a family."""
-assert transfers.CODE_SELECTORS  # that module's families are registered by its import
+"""Of a hundred snippets, so many are sites in all forms among neighbours; the others are of a family."""
+assert transfers.CODE_SELECTORS and texts.TEXTS  # these modules' families are registered by their import
 
 
 def _snippet(random: Random, width: int) -> Snippet:

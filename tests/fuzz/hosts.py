@@ -31,7 +31,7 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True)
 class Run:
-    """What one machine showed of a kernel; `end` says how it ended where that was not the kernel's own end."""
+    """What one machine showed of a kernel; `end` says how it ended, empty for the kernel's own end."""
 
     journal: Journal
     end: str = ""
@@ -74,10 +74,32 @@ def run_on_qemu(kernel: Kernel, image: bytes, first: int = 0, limit_s: float = 2
     with TemporaryDirectory() as name:
         path, out = Path(name) / "kernel", Path(name) / "log"
         path.write_bytes(image)
-        command = [_qemu(kernel.width), "-accel", "tcg", "-m", str(MEMORY_MIB), "-display", "none", "-vga", "none",
-                   "-no-reboot", "-nic", "none", "-serial", "null", "-monitor", "none",
-                   "-debugcon", f"file:{out}", "-device", "isa-debug-exit,iobase=0xf4",
-                   "-kernel", str(path), "-append", str(first)]  # fmt: skip
+        command = [
+            _qemu(kernel.width),
+            "-accel",
+            "tcg",
+            "-m",
+            str(MEMORY_MIB),
+            "-display",
+            "none",
+            "-vga",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+            "-serial",
+            "null",
+            "-monitor",
+            "none",
+            "-debugcon",
+            f"file:{out}",
+            "-device",
+            "isa-debug-exit,iobase=0xf4",
+            "-kernel",
+            str(path),
+            "-append",
+            str(first),
+        ]
         end = time.monotonic() + limit_s
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as machine:
             while machine.poll() is None and time.monotonic() < end:

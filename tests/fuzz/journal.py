@@ -8,14 +8,29 @@ from dataclasses import dataclass, field
 
 __all__ = ["Journal", "Seen", "read_journal"]
 
-_EVENT, _START, _FINAL, _DONE = (struct.unpack("<I", name)[0] for name in (b"EVNT", b"STRT", b"FINL", b"DONE"))
+_EVENT, _START, _FINAL, _DONE = (
+    struct.unpack("<I", name)[0] for name in (b"EVNT", b"STRT", b"FINL", b"DONE")
+)
 _GENERAL = {
     32: ("edi", "esi", "ebp", "esp", "ebx", "edx", "ecx", "eax"),
     64: (
-        "r15", "r14", "r13", "r12", "r11", "r10", "r9", "r8",
-        "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax",
+        "r15",
+        "r14",
+        "r13",
+        "r12",
+        "r11",
+        "r10",
+        "r9",
+        "r8",
+        "rdi",
+        "rsi",
+        "rbp",
+        "rbx",
+        "rdx",
+        "rcx",
+        "rax",
     ),
-}  # fmt: skip
+}
 _FRAME = ("vector", "error", "ip", "cs", "flags", "outer_sp", "outer_ss", "cr2", "dr6")
 _SELECTORS = {
     32: ("ss", "gs", "fs", "es", "ds"),
@@ -55,7 +70,10 @@ class Journal:
 def _words(data: bytes, at: int, names: tuple[str, ...], width: int) -> Values:
     kind = "I" if width == 32 else "Q"
     values = struct.unpack_from(f"<{len(names)}{kind}", data, at)
-    return {name: value & 0xFFFF if name in _SELECTOR_NAMES else value for name, value in zip(names, values, strict=True)}
+    return {
+        name: value & 0xFFFF if name in _SELECTOR_NAMES else value
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 def _plain(event: Values) -> Values:

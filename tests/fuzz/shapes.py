@@ -1,4 +1,4 @@
-"""How sensitive instructions stand among their neighbours: straight, in loops, in functions, at branch targets."""
+"""How sites stand among their neighbours: straight, in loops, in functions, at branch targets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def _skipped(draw: Draw, tags: set[str]) -> Lines:
 def _between(draw: Draw, tags: set[str]) -> Lines:
     """A branch goes to the instruction right behind a short site, once before it runs and once not at all."""
     behind, out = draw.label(), draw.label()
-    short = draw.one(("cli", "sti", "pushf; pop %eax" if draw.width == 32 else "clts", "mov %ds, %eax", "in $0x21, %al"))
+    short = draw.one(
+        ("cli", "sti", "pushf; pop %eax" if draw.width == 32 else "clts", "mov %ds, %eax", "in $0x21, %al")
+    )
     return [
         f"jmp {behind}",
         short,
@@ -133,9 +135,19 @@ def _aligned(draw: Draw, tags: set[str]) -> Lines:
 
 
 SHAPES = (
-    _straight, _straight, _straight, _looped, _skipped, _between, _called, _called, _calling, _repaired, _repaired,
+    _straight,
+    _straight,
+    _straight,
+    _looped,
+    _skipped,
+    _between,
+    _called,
+    _called,
+    _calling,
+    _repaired,
+    _repaired,
     _aligned,
-)  # fmt: skip
+)
 
 
 def shaped(draw: Draw, tags: set[str]) -> Lines:

@@ -45,7 +45,7 @@ def _smaller(snippet: Snippet) -> Iterator[Snippet]:
 def shrink(
     snippet: Snippet, width: int, failure: Failure, progress: Callable[[], None] = lambda: None
 ) -> tuple[Snippet, Failure]:
-    """The smallest snippet found that fails as `failure` says, and how; the same where it fails only in company."""
+    """The smallest snippet found that fails like `failure`, and how; itself if it fails only in company."""
     alone = _fails(snippet, width, failure)
     if alone is None:
         return snippet, failure

@@ -70,7 +70,9 @@ def _machine_status(draw: Draw) -> Lines:
     if draw.chance(40):
         return [f"smsw {draw.memory(faulting=20)}"]
     size, name = _size(draw), draw.one(("eax", "edx"))
-    high = [f"movzwl %{name[1:]}, %{name}"] if (size, draw.width) == (32, 32) else []  # undefined: SDM vol. 2, SMSW
+    high = (
+        [f"movzwl %{name[1:]}, %{name}"] if (size, draw.width) == (32, 32) else []
+    )  # undefined: SDM vol. 2, SMSW
     return [f"smsw %{draw.sized(name, size)}", *high]
 
 
@@ -202,7 +204,9 @@ def _segment_load(draw: Draw) -> Lines:
 
 @_named("stack-segment-load")
 def _stack_segment_load(draw: Draw) -> Lines:
-    selector = draw.one(("KERNEL_DATA", "KERNEL_DATA", "KERNEL_DATA", "0", "ABSENT", "READ_ONLY", "USER_DATA", "0xf8"))
+    selector = draw.one(
+        ("KERNEL_DATA", "KERNEL_DATA", "KERNEL_DATA", "0", "ABSENT", "READ_ONLY", "USER_DATA", "0xf8")
+    )
     lines = [f"mov ${selector}, %eax", draw.one(("mov %eax, %ss", "mov %ax, %ss"))]
     if draw.width == 32 and draw.chance(40):
         lines = [f"push ${selector}", "pop %ss"]
@@ -249,7 +253,9 @@ def _port(draw: Draw) -> Lines:
     if draw.chance(50):
         register = draw.one(("%al", "%ax", "%eax"))
         if draw.chance(50):
-            return [f"mov $0x80, %edx; out {register}, %dx"] if draw.chance(50) else [f"out {register}, $0x80"]
+            return (
+                [f"mov $0x80, %edx; out {register}, %dx"] if draw.chance(50) else [f"out {register}, $0x80"]
+            )
         return [f"mov $0x5000, %edx; in %dx, {register}"]
     if draw.chance(50):
         return [f"in ${draw.one((0x21, 0xA1))}, %al"]
@@ -268,12 +274,19 @@ def _port_string(draw: Draw) -> Lines:
         override = draw.one(("", "", "%es:", "%fs:" if draw.width == 32 else "%ds:"))
         source = f"{override}({draw.native('esi')})" if override else f"({draw.native('esi')})"
         return [*port, *direction, f"{prefix.replace('addr32 ', '')}outs{size} {source}, %dx", "cld"]
-    return [*port, "mov $0x5a, %al", "out %al, %dx", *direction, f"{prefix.replace('addr32 ', '')}insb", "cld"]
+    return [
+        *port,
+        "mov $0x5a, %al",
+        "out %al, %dx",
+        *direction,
+        f"{prefix.replace('addr32 ', '')}insb",
+        "cld",
+    ]
 
 
 @_named("model-specific")
 def _model_specific(draw: Draw) -> Lines:
-    known = (0x174, 0x175, 0x176, 0x277)
+    known: tuple[int, ...] = (0x174, 0x175, 0x176, 0x277)
     if draw.width == 64:
         known = (*known, 0xC0000080, 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000100, 0xC0000101, 0xC0000102)
     number = draw.one(known)
@@ -296,7 +309,11 @@ def _identification(draw: Draw) -> Lines:
     leaf = draw.one((0, 1, 7, 0x80000000, 0x80000001))
     if draw.width == 64:
         return [f"mov ${leaf:#x}, %eax", "cpuid", "xor %eax, %eax; mov $data + 200, %ebx; mov $1, %ecx; cltd"]
-    return [f"mov ${leaf:#x}, %eax", "cpuid", "mov $0, %eax; mov $data + 200, %ebx; mov $1, %ecx; mov $0, %edx"]
+    return [
+        f"mov ${leaf:#x}, %eax",
+        "cpuid",
+        "mov $0, %eax; mov $data + 200, %ebx; mov $1, %ecx; mov $0, %edx",
+    ]
 
 
 @_named("time-stamp")
@@ -323,7 +340,9 @@ def _undefined_here(draw: Draw) -> Lines:
 
 @_named("software-interrupt")
 def _software_interrupt(draw: Draw) -> Lines:
-    return [draw.one((f"int ${draw.one((0x30, 0x31, 0x35, 0x80, 0xff, 0x40)):#x}", "int3", "int $3", "int $0x32"))]
+    return [
+        draw.one((f"int ${draw.one((0x30, 0x31, 0x35, 0x80, 0xFF, 0x40)):#x}", "int3", "int $3", "int $0x32"))
+    ]
 
 
 @_named("prefixed")
@@ -332,10 +351,23 @@ def _prefixed(draw: Draw) -> Lines:
     prefixes = [draw.one(_PREFIXES) for _ in range(1 + draw.below(2))]
     if draw.width == 64 and draw.chance(50):
         prefixes.append(draw.one(_REX))
-    bare = draw.one(("cli", "sti", "clts", "wbinvd", "rdtsc; mov $0, %eax; mov $0, %edx", "mov %ds, %eax",
-                     "mov %cr0, " + draw.native("eax"), "smsw %ax", "str %ax", "in $0x21, %al", "int $0x30",
-                     "mov %eax, %ds" if draw.chance(10) else "mov %ss, %edx", "pushf; lea 4(%esp), %esp"
-                     if draw.width == 32 else "cli"))  # fmt: skip
+    bare = draw.one(
+        (
+            "cli",
+            "sti",
+            "clts",
+            "wbinvd",
+            "rdtsc; mov $0, %eax; mov $0, %edx",
+            "mov %ds, %eax",
+            "mov %cr0, " + draw.native("eax"),
+            "smsw %ax",
+            "str %ax",
+            "in $0x21, %al",
+            "int $0x30",
+            "mov %eax, %ds" if draw.chance(10) else "mov %ss, %edx",
+            "pushf; lea 4(%esp), %esp" if draw.width == 32 else "cli",
+        )
+    )
     return [f".byte {', '.join(prefixes)}; {bare}"]
 
 
@@ -350,7 +382,12 @@ def _sixty_four() -> None:
             return ["str %eax"]
         if draw.chance(50):
             return ["mov %cr8, %rax"]
-        return [f"mov ${draw.below(16)}, %eax", "mov %rax, %cr8", "mov %cr8, %rdx", "xor %eax, %eax; mov %rax, %cr8"]
+        return [
+            f"mov ${draw.below(16)}, %eax",
+            "mov %rax, %cr8",
+            "mov %cr8, %rdx",
+            "xor %eax, %eax; mov %rax, %cr8",
+        ]
 
 
 _sixty_four()

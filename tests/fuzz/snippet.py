@@ -9,10 +9,23 @@ __all__ = ["REGISTERS", "Snippet"]
 REGISTERS = {
     32: ("edi", "esi", "ebp", "ebx", "edx", "ecx", "eax"),
     64: (
-        "rdi", "rsi", "rbp", "rbx", "rdx", "rcx", "rax",
-        "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+        "rdi",
+        "rsi",
+        "rbp",
+        "rbx",
+        "rdx",
+        "rcx",
+        "rax",
+        "r8",
+        "r9",
+        "r10",
+        "r11",
+        "r12",
+        "r13",
+        "r14",
+        "r15",
     ),
-}  # fmt: skip
+}
 """Registers that a snippet starts with, in the order of the harness' table."""
 
 

@@ -6,7 +6,7 @@ and do_iret (pv/iret.c). The guest's saved upcall mask travels beside CS; IF in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.backends.xen.domain import Callback, Domain
 from runtime.backends.xen.frames import XenError
@@ -103,7 +103,10 @@ class Traps:
             raise DomainCrashError(f"Unhandled {name} fault/trap [#{vector}, ec={error_code:04x}]")
         self._count(f"trap {vector}")
         code = error_code if pushes_error else None
-        self._bounce(trap.cs, trap.address, code, trap.mask_events)
+        context = self._context()
+        if vector not in (fl.DB, fl.BP, fl.OV):  # the processor had set RF in the frame that Xen passes on
+            context = replace(context, rflags=context.rflags | fl.RF)
+        self._bounce(trap.cs, trap.address, code, trap.mask_events, context)
 
     def software(self, vector: int) -> bool:
         """INT n: through the trap table if its DPL allows. False: a #GP is due."""
@@ -159,7 +162,7 @@ class Traps:
 
     def _frame_flags(self) -> int:
         """RFLAGS for a frame: IF is the opposite of the mask, IOPL the virtual one where asked for."""
-        value = self.cpu.rflags & ~(fl.IF | fl.IOPL)
+        value = self.cpu.rflags & ~(fl.IF | fl.IOPL | fl.RF)
         if not self.domain.upcall_mask:
             value |= fl.IF
         if self.domain.vm_assist & ARCHITECTURAL_IOPL:
