@@ -9,7 +9,7 @@ believes to run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.cpu import flags as fl
@@ -95,6 +95,8 @@ class TrapFrames:
         shown = presenter.presented(context, Event(vector, software=vector not in _FAULTS))
         self._machine.clock.spend_ns(presenter.cost_ns())
         context = context if shown is None else shown.context
+        if vector in _FAULTS:
+            context = replace(context, flags=context.flags | fl.RF)
         if context != before:
             self._put(context)
 

@@ -19,8 +19,8 @@ Record = dict[str, int]
 
 RING0 = [(32, "bare"), (32, "kvm"), (64, "bare"), (64, "kvm")]
 OUTER = [(32, "xen"), (32, "lguest"), (32, "vmi"), (64, "xen")]
-RF, TF = 0x10000, 0x100
-FLAGS = 0x240ED5  # all but IOPL, NT, and what a fault sets itself
+FLAGS = 0x250FD5
+"""All but IOPL and NT."""
 
 FAR = f"[{UNMAPPED}]"
 KEPT32 = "\n".join(f" mov [scratch], {name}" for name in ("eax", "ecx", "edx", "ebx", "ebp", "esi", "edi"))
@@ -61,7 +61,7 @@ SNIPPETS32 = {
     "int": "int 0x77",
     "in front": f"mov ebx, {FAR}\n cli\n nop\n nop",
     "behind": f"cli\n mov ebx, {FAR}\n nop",
-    "between": f"cli\n mov {FAR}, ebx\n sti\n cli\n nop",
+    "between": f"cli\n mov {FAR}, ebx\n clts\n cli\n nop",
     "push, then": f"push ebx\n push ecx\n cli\n mov eax, [esp+0xc0000000+{UNMAPPED & 0xFFF}]\n nop",
     "division": "mov ecx, 0\n cli\n div ecx\n nop",
     "flags": f"mov eax, 5\n cmp eax, 7\n std\n cli\n mov bl, {FAR}\n nop",
@@ -91,7 +91,7 @@ SNIPPETS64 = {
     "int": "int 0x77",
     "in front": "mov r9d, UNMAPPED\n mov rbx, [r9]\n cli\n nop\n nop",
     "behind": "mov r9d, UNMAPPED\n cli\n mov rbx, [r9]\n nop",
-    "between": "mov r9d, UNMAPPED\n cli\n mov [r9], rbx\n sti\n cli\n nop",
+    "between": "mov r9d, UNMAPPED\n cli\n mov [r9], rbx\n clts\n cli\n nop",
     "division": "mov ecx, 0\n cli\n div rcx\n nop",
     "rip": "mov r9d, UNMAPPED\n mov rax, [rip+here]\n cli\n mov rax, [r9+rax]\nhere:\n nop",
 }  # fmt: skip
@@ -141,7 +141,7 @@ def records(text: bytes, bits: int) -> dict[int, list[Record]]:
     values = [int.from_bytes(text[at : at + word], "little") for at in range(0, len(text), word)]
     for at in range(0, len(values), len(names)):
         record = dict(zip(names, values[at : at + len(names)], strict=True))
-        record["flags"] &= FLAGS if record["vector"] != 1 else FLAGS | RF | TF
+        record["flags"] &= FLAGS
         for name, vector in (("cr2", 14), ("dr6", 1)):
             if record["vector"] != vector:
                 del record[name]

@@ -20,8 +20,8 @@ KINDS = [*RING0, *OUTER]
 
 _AWAY = f"mov ebx, {UNMAPPED}\n cli\n"
 _RETRY = {
-    32: f"{_AWAY} mov [ebx], ecx\n sti\n cli\n{_AWAY} mov eax, [ebx]\n cli",
-    64: f"{_AWAY} mov [rbx], rcx\n sti\n cli\n{_AWAY} mov rax, [rbx]\n cli",
+    32: f"{_AWAY} mov [ebx], ecx\n clts\n cli\n{_AWAY} mov eax, [ebx]\n cli",
+    64: f"{_AWAY} mov [rbx], rcx\n clts\n cli\n{_AWAY} mov rax, [rbx]\n cli",
 }
 """The handler gives the instructions another address and returns to each, in the middle of a window."""
 _COPY = f"mov esi, {UNMAPPED}\n mov edi, scratch\n mov ecx, 8\n cli\nhere:\n rep movsb\n nop\n nop\n nop"
