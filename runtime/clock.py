@@ -36,6 +36,10 @@ class VirtualClock:
     def __init__(self, control: ControlBlock) -> None:
         self._control = control
         self._queue: list[tuple[int, int, Alarm]] = []
+        self._cancelled = 0
+        """Entries of the queue that were cancelled."""
+        self._expected = 0
+        """Alarms of the guest's in the queue, not cancelled."""
         self._order = itertools.count()
         self._publish()
 
@@ -58,6 +62,7 @@ class VirtualClock:
 
     def _push(self, alarm: Alarm) -> Alarm:
         due_ns = alarm.due_ns
+        self._expected += not alarm.background
         heapq.heappush(self._queue, (due_ns, next(self._order), alarm))
         if self._queue[0][2] is alarm:
             self._publish()
@@ -66,14 +71,23 @@ class VirtualClock:
     def cancel(self, handle: AlarmHandle) -> None:
         """Forget a scheduled callback; harmless if it has run."""
         assert isinstance(handle, Alarm)
+        if handle.callback is None:
+            return
         handle.callback = None
-        if self._queue and self._queue[0][2] is handle:
+        self._expected -= not handle.background
+        self._cancelled += 1
+        if self._queue[0][2] is handle:
             self._drop_cancelled()
             self._publish()
+        elif self._cancelled > len(self._queue) // 2:
+            self._queue = [entry for entry in self._queue if entry[2].callback is not None]
+            heapq.heapify(self._queue)
+            self._cancelled = 0
 
     def _drop_cancelled(self) -> None:
         while self._queue and self._queue[0][2].callback is None:
             heapq.heappop(self._queue)
+            self._cancelled -= 1
 
     def _publish(self) -> None:
         control = self._control
@@ -85,9 +99,7 @@ class VirtualClock:
     def next_due_ns(self) -> int | None:
         """Time of the earliest alarm, or None when the guest has none scheduled."""
         self._drop_cancelled()
-        if all(alarm.background or alarm.callback is None for _, _, alarm in self._queue):
-            return None
-        return self._queue[0][0]
+        return self._queue[0][0] if self._expected else None
 
     def run_due(self) -> None:
         """Run every callback whose time has come, those that callbacks add included."""
@@ -97,6 +109,7 @@ class VirtualClock:
                 break
             alarm = heapq.heappop(self._queue)[2]
             callback, alarm.callback = alarm.callback, None
+            self._expected -= not alarm.background
             if callback is not None:
                 callback()
         self._publish()

@@ -40,6 +40,7 @@ from runtime.stats import Stats
 from runtime.trace import Tracer
 from runtime.transcript import OUTPUT_LIMIT, Transcript
 from runtime.unwind.presenter import Presenter
+from runtime.watchdog import Watchdog
 
 __all__ = ["Machine", "MachineConfig"]
 
@@ -47,8 +48,10 @@ PORT_COST_NS = 1000
 """Virtual time of one port access: what the ISA bus takes."""
 MEMORY_DEVICE_COST_NS = 500
 """Virtual time of an access to a device's registers in memory: uncached, and over the chip set for some."""
-EXCEPTION_COST_NS = 1000
-"""Virtual time of delivering an event, and of an instruction that a hypervisor answers."""
+EXCEPTION_COST_NS = 2000
+"""Virtual time of delivering an event, and of what a hypervisor answers: an exit and an entry of a guest."""
+EMULATION_COST_NS = 4000
+"""Virtual time, at least, of an instruction that the hypervisor decodes and carries out for the guest."""
 HEARTBEAT_NS = 20_000_000
 """The longest stretch of guest time without a return to Python, so that Ctrl-C is heard."""
 
@@ -60,6 +63,7 @@ _CODES_BY_OUTCOME = {
     Outcome.FAILED: 1,
     Outcome.CRASHED: 4,
     Outcome.TIME_LIMIT: 5,
+    Outcome.HOST_TIME_LIMIT: 5,
     Outcome.OUTPUT_LIMIT: 5,
     Outcome.INTERRUPTED: 130,
 }
@@ -68,6 +72,8 @@ LAST_WORDS_NS = 1_000_000_000
 """How long a guest that has said that it failed goes on, so that its message is whole."""
 
 _USER = 3
+_EMULATED = (fl.UD, fl.GP)
+"""Faults by which instructions reach a hypervisor that carries them out."""
 _ENDS_OF_ITS_OWN = (Outcome.POWERED_OFF, Outcome.REBOOTED, Outcome.HALTED, Outcome.EXITED)
 _ENDS_OF_A_FAILURE = (*_ENDS_OF_ITS_OWN, Outcome.TIME_LIMIT)
 
@@ -83,6 +89,8 @@ class MachineConfig:
     """Texts by which a guest says that it has failed; `until` wins over them."""
     max_time_s: float | None = None
     """Guest (virtual) seconds."""
+    max_host_time_s: float | None = None
+    """Seconds of host time."""
     output_limit: int = OUTPUT_LIMIT
     typed: bytes = b""
     """Typed at the guest's console, as fast as the guest takes it."""
@@ -168,14 +176,20 @@ class Machine:
         Raises `ImageError` when the image cannot be loaded.
         """
         started = time.perf_counter()
-        self._load()
-        self._schedule_limits()
-        self._loop()
+        host_limit = self.config.max_host_time_s
+        with Watchdog(self.cpu.request_stop, host_limit, self._host_time_is_up):
+            self._load()
+            self._schedule_limits()
+            self._loop()
         return self._result(time.perf_counter() - started)
 
     def interrupt(self) -> None:
         """The user wants the run to end (safe from a signal handler)."""
         self.end(Outcome.INTERRUPTED, "Ctrl-C")
+
+    def _host_time_is_up(self) -> None:
+        """From the watchdog's thread."""
+        self.end(Outcome.HOST_TIME_LIMIT, f"{self.config.max_host_time_s:g} s of host time")
 
     def _load(self) -> None:
         entry = self.hypervisor.load()
@@ -387,12 +401,16 @@ class Machine:
         since = self.clock.now_ns
         if not self.hypervisor.on_event(event):
             self.deliver(event)
-        self._charge(since)
+            return
+        self._charge(since, emulated=not event.software and event.vector in _EMULATED)
 
-    def _charge(self, since: int) -> None:
+    def _charge(self, since: int, emulated: bool = False) -> None:
         """What the hypervisor did without a price of its own costs what delivering an event costs: no loop of
         faults and exits is free, whoever answers them."""
-        if self.clock.now_ns == since:
+        spent = self.clock.now_ns - since
+        if emulated:
+            self.clock.spend_ns(max(0, EMULATION_COST_NS - spent))
+        elif not spent:
             self.clock.spend_ns(EXCEPTION_COST_NS)
 
     def page_fault(self, address: int, error_code: int) -> None:
@@ -438,7 +456,7 @@ class Machine:
         """From the CPU: see `CpuEvents.invalid_opcode`."""
         since = self.clock.now_ns
         if self.hypervisor.on_invalid_opcode():
-            self._charge(since)
+            self._charge(since, emulated=True)
             return
         self.stats.exceptions[fl.UD] += 1
         self._give(Event(fl.UD))
@@ -505,7 +523,7 @@ class Machine:
     def _watched(self, site: Site) -> bool:
         """From the watcher: a watched instruction is about to run."""
         if site.mnemonic in self.hypervisor.watched():
-            self.clock.spend_ns(EXCEPTION_COST_NS)
+            self.clock.spend_ns(EMULATION_COST_NS)
             done = self.hypervisor.on_watched(site)
             if done or site.mnemonic not in APIC_MNEMONICS:
                 return done

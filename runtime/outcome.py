@@ -20,6 +20,7 @@ class Outcome(enum.Enum):
     FAILED = "the guest said that it failed"
     CRASHED = "the guest crashed"
     TIME_LIMIT = "the limit of guest time was reached"
+    HOST_TIME_LIMIT = "the limit of host time was reached"
     OUTPUT_LIMIT = "the limit of console output was reached"
     INTERRUPTED = "interrupted by the user"
 

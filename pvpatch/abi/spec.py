@@ -72,7 +72,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -304,8 +304,19 @@ class Spec:
 
         That is: forms with `next`, then forms that look at operands, then the others.
         """
-        found = [(call, form) for call in self.calls for form in call.replaces if form.insn == insn]
-        return tuple(sorted(found, key=lambda pair: (not pair[1].next, not pair[1].ops)))
+        return self._forms.get(insn, ())
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[tuple[Call, Form], ...]]:
+        """What `forms_of` answers, by instruction: it is asked for each one that a hypervisor carries out."""
+        found: dict[str, list[tuple[Call, Form]]] = {}
+        for call in self.calls:
+            for form in call.replaces:
+                found.setdefault(form.insn, []).append((call, form))
+        return {
+            insn: tuple(sorted(pairs, key=lambda pair: (not pair[1].next, not pair[1].ops)))
+            for insn, pairs in found.items()
+        }
 
 
 def _argument(data: dict[str, Any]) -> Argument:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from pvpatch.abi.errors import LimitReached, PvpatchError, UsageError
+from pvpatch.report.shown import shown
 
 __all__ = ["INTERNAL_ERROR", "SHOW_TRACEBACK", "guarded"]
 
@@ -36,7 +37,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 def _say(message: str) -> None:
     """One line on standard error, if anybody is there to read it."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"pvpatch: {message}\n")
+        sys.stderr.write(f"pvpatch: {shown(message)}\n")
         sys.stderr.flush()
 
 

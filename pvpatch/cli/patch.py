@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pvpatch.abi.errors import ImageError, UsageError
 from pvpatch.report.outfile import outputs
 from pvpatch.report.patch import Cost, patch_json, render_patch_rich, render_patch_text
+from pvpatch.report.shown import shown
 from rewriter.emit.produce import Produced, patch_image
 from rewriter.image import Image, open_image
 
@@ -40,9 +42,9 @@ def _patch(path: Path, block_at: int | None) -> tuple[Image, Produced]:
     if not errors.is_terminal:
         image = open_image(path)
         return image, _patched(image, lambda _: None, block_at)
-    with errors.status(f"opening {path.name}") as status:
+    with errors.status(Text(shown(f"opening {path.name}"))) as status:
         image = open_image(path)
-        return image, _patched(image, status.update, block_at)
+        return image, _patched(image, lambda text: status.update(Text(shown(text))), block_at)
 
 
 def _patched(image: Image, progress: Callable[[str], None], block_at: int | None) -> Produced:

@@ -11,6 +11,7 @@ import typer
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.report.outfile import outputs
+from pvpatch.report.shown import shown
 from rewriter.image import open_image
 from rewriter.manifest.restore import restore
 
@@ -31,4 +32,4 @@ def revert_command(
         files["output"].write_bytes(original)
     if files["output"].is_stdout:
         return
-    sys.stdout.write(f"sha256 {hashlib.sha256(original).hexdigest()}  {output}\n")
+    sys.stdout.write(f"sha256 {hashlib.sha256(original).hexdigest()}  {shown(output)}\n")

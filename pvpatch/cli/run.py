@@ -15,7 +15,7 @@ import typer
 
 from pvpatch.abi.errors import UsageError
 from pvpatch.bootimage import boot_image
-from pvpatch.cli.limits import check_guest_seconds
+from pvpatch.cli.limits import check_guest_seconds, check_host_seconds
 from pvpatch.report.outfile import OutputFile, outputs
 from pvpatch.report.run import render_crash, render_end
 from rewriter.image import open_image
@@ -99,6 +99,9 @@ def run_command(
     max_time: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="end with 5 after this much guest time")
     ] = None,
+    max_host_time: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="end with 5 after this much time on the host")
+    ] = None,
     typed: Annotated[
         str, typer.Option("--input", metavar="FILE", help="bytes typed at the guest's console")
     ] = "",
@@ -112,6 +115,7 @@ def run_command(
 ) -> None:
     """Boot IMAGE on a backend; its console appears on standard output."""
     check_guest_seconds(max_time)
+    check_host_seconds(max_host_time)
     chosen = backend_named(backend)
     parsed = boot_image(open_image(image), protocol)
     request = BootRequest(
@@ -126,6 +130,7 @@ def run_command(
         until=until,
         fail_on=tuple(filter(None, PANIC_TEXTS if fail_on is None else fail_on)),
         max_time_s=max_time,
+        max_host_time_s=max_host_time,
         typed=keys,
         typed_after=typed_after,
     )

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pvpatch.report.outfile import outputs
 from pvpatch.report.scan import render_scan_rich, render_scan_text, scan_json
+from pvpatch.report.shown import shown
 from rewriter.image import Image, open_image
 from rewriter.scan import ScanResult, scan_image
 
@@ -23,9 +25,9 @@ def _scan(path: Path) -> tuple[Image, ScanResult]:
     if not errors.is_terminal:
         image = open_image(path)
         return image, scan_image(image)
-    with errors.status(f"opening {path.name}") as status:
+    with errors.status(Text(shown(f"opening {path.name}"))) as status:
         image = open_image(path)
-        return image, scan_image(image, progress=status.update)
+        return image, scan_image(image, progress=lambda text: status.update(Text(shown(text))))
 
 
 def scan_command(

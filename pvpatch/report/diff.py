@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pvpatch.diffing import Difference
+from pvpatch.report.shown import shown_document
 from rewriter.image import Image
 from rewriter.manifest import UNPATCHED, Change, Site
 
@@ -132,6 +133,7 @@ def diff_json(document: dict[str, Any]) -> str:
 
 def diff_html(document: dict[str, Any]) -> str:
     """One self-contained page."""
+    document = shown_document(document)
     text = files("pvpatch.report").joinpath("diff.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["hex"] = lambda value: "" if value is None else f"{value:#x}"
@@ -242,6 +244,7 @@ def _run_lines(document: dict[str, Any]) -> list[str]:
 
 def render_diff_text(document: dict[str, Any]) -> str:
     """Plain text for a pipe."""
+    document = shown_document(document)
     lines: list[str] = []
     for row in document["changes"]:
         lines.append(_heading(row))
@@ -252,6 +255,7 @@ def render_diff_text(document: dict[str, Any]) -> str:
 
 def render_diff_rich(document: dict[str, Any], console: Console) -> None:
     """The same in colour."""
+    document = shown_document(document)
     for row in document["changes"]:
         console.print(Text(_heading(row), style="bold"))
         for left, right in _pairs(row):

@@ -17,10 +17,25 @@ from pvpatch.abi.errors import UsageError
 __all__ = ["OutputFile", "outputs", "write_output"]
 
 _numbers = itertools.count()
+_LINKS = 40
+"""Symbolic links that the system follows one after another (path_resolution(7))."""
 
 
 def _failure(path: str, error: OSError) -> UsageError:
     return UsageError(f"cannot write {path}: {error.strerror or error}", "choose another place")
+
+
+def _leads_through_proc(target: Path) -> bool:
+    """Whether the name, or a link on its way, stands in /proc (where links are to files that are open)."""
+    for _ in range(_LINKS):
+        folder = target.parent.resolve()
+        if folder.is_relative_to("/proc"):
+            return True
+        target = folder / target.name
+        if not target.is_symlink():
+            return False
+        target = folder / target.readlink()
+    return False
 
 
 class _Place(io.FileIO):
@@ -41,8 +56,9 @@ class OutputFile:
     """A file opened early, so that a bad place is reported before the work, written beside its place
     and renamed into it by `commit`; `discard` leaves nothing behind. Text goes to `stream`.
 
-    A device, a pipe or anything under /dev and /proc is written where it is: renaming a file over
-    it would destroy it.
+    A device or a pipe is written where it is: renaming a file over it would destroy it. So is what is
+    reached through /proc, as /dev/stdout and /dev/fd are: it is open already, and a new file in its place
+    would not be what the other side reads.
     """
 
     def __init__(self, path: str) -> None:
@@ -66,8 +82,7 @@ class OutputFile:
             mode = None
         if mode is not None and stat.S_ISDIR(mode):
             raise IsADirectoryError(21, "it is a directory")
-        in_place = str(target.absolute()).startswith(("/dev/", "/proc/"))
-        if in_place or (mode is not None and not stat.S_ISREG(mode)):
+        if mode is not None and (not stat.S_ISREG(mode) or _leads_through_proc(target)):
             return _Place(target, self._path)
         self._target = target.resolve()
         self._partial = self._target.with_name(f".pvpatch-{os.getpid()}-{next(_numbers)}.part")

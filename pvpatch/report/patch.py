@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pvpatch.abi.spec import load_spec
 from pvpatch.report.scan import scan_document
+from pvpatch.report.shown import shown
 from pvpatch.report.tables import table
 from rewriter.emit.produce import Produced
 from rewriter.image import Image
@@ -154,7 +155,10 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
 
 def _refused(image: Image, produced: Produced) -> list[tuple[str, str, str, str, str]]:
     return [
-        (f"{site.address:#x}", site.text, site.tactic, site.reason, image.describe(site.address))
+        (
+            f"{site.address:#x}",
+            *map(shown, (site.text, site.tactic, site.reason, image.describe(site.address))),
+        )
         for site in produced.manifest.sites
         if not _is_patched(site)
     ]
@@ -163,7 +167,7 @@ def _refused(image: Image, produced: Produced) -> list[tuple[str, str, str, str,
 def render_patch_text(image: Image, produced: Produced, cost: Cost) -> str:
     """Plain text for a pipe."""
     lines = ["\t".join(row) for row in _refused(image, produced)]
-    lines += [f"{name}: {value}" for name, value in _lines(produced, cost)]
+    lines += [f"{shown(name)}: {shown(value)}" for name, value in _lines(produced, cost)]
     return "\n".join(lines) + "\n"
 
 
@@ -182,5 +186,5 @@ def render_patch_rich(image: Image, produced: Produced, cost: Cost, console: Con
         console.print()
     figures = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _lines(produced, cost):
-        figures.add_row(name, value)
+        figures.add_row(Text(shown(name)), Text(shown(value)))
     console.print(figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import iced_x86
 
+from pvpatch.report.shown import shown
 from runtime.cpu.flags import EXCEPTION_NAMES
 from runtime.outcome import CrashReport, Outcome, RunResult
 
@@ -25,7 +26,7 @@ _INSTRUCTIONS_SHOWN = 4
 
 def render_end(result: RunResult, until: str = "") -> str:
     """One line: what ended the run, when, and at what cost; and that `until` was waited for in vain."""
-    detail = f" ({result.detail})" if result.detail and result.outcome is not Outcome.UNTIL else ""
+    detail = f" ({shown(result.detail)})" if result.detail and result.outcome is not Outcome.UNTIL else ""
     missing = f", the console never showed {until!r}" if until and result.outcome is not Outcome.UNTIL else ""
     return (
         f"pvpatch: {result.outcome.value}{detail}{missing};"
@@ -36,12 +37,12 @@ def render_end(result: RunResult, until: str = "") -> str:
 def render_crash(crash: CrashReport) -> str:
     """Vector, registers, code and the nearest symbol."""
     digits = 16 if crash.width == 64 else 8
-    lines = [f"guest crashed: {crash.reason}"]
+    lines = [f"guest crashed: {shown(crash.reason)}"]
     if crash.vector is not None:
         name = EXCEPTION_NAMES.get(crash.vector, "")
         code = f", error code {crash.error_code:#x}" if crash.error_code else ""
         lines.append(f"  vector {crash.vector} {name}{code}".rstrip())
-    place = f" ({crash.symbol})" if crash.symbol else ""
+    place = f" ({shown(crash.symbol)})" if crash.symbol else ""
     lines.append(f"  at {crash.code_address:#x}{place}, {crash.width}-bit code")
     groups = (*(_GENERAL if crash.width == 64 else _GENERAL[:2]), *_CONTROL)
     for group in groups:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from pvpatch.report.shown import shown
 from pvpatch.report.tables import WIDE, table
 from rewriter.image import Image
 from rewriter.image.patched import resident_block
@@ -117,16 +118,16 @@ def scan_json(image: Image, result: ScanResult) -> str:
 
 def render_scan_text(image: Image, result: ScanResult) -> str:
     """Plain text for a pipe: tab-separated totals, one line each."""
-    lines = [f"{image.path.name}: {image.kind}, {len(result.sites)} sites"]
+    lines = [f"{shown(image.path.name)}: {image.kind}, {len(result.sites)} sites"]
     lines += filter(None, [_patched_line(image, result)])
     for region in result.regions:
         lines.append(
-            f"region\t{region.name}\t{region.address:#x}\t{region.size}\t{region.method}"
+            f"region\t{shown(region.name)}\t{region.address:#x}\t{region.size}\t{region.method}"
             f"\t{region.instructions} instructions in {region.code_bytes} bytes"
         )
     for name, key in _TOTALS.items():
-        lines += [f"{name}\t{value}\t{count}" for value, count in result.totals(key).items()]
-    lines += [f"interface\t{text}" for text in result.interfaces]
+        lines += [f"{name}\t{shown(value)}\t{count}" for value, count in result.totals(key).items()]
+    lines += [f"interface\t{shown(text)}" for text in result.interfaces]
     if not result.complete:
         lines.append("incomplete\tthe search stopped at its work limit")
     return "\n".join(lines) + "\n"
@@ -141,19 +142,17 @@ def render_scan_rich(image: Image, result: ScanResult, console: Console) -> None
     others = table("by", "value", "sites", title="Totals", numbers=("sites",))
     for name in ("section", "dialect", "width"):
         for value, count in result.totals(_TOTALS[name]).items():
-            others.add_row(name, value, f"{count:,}")
+            others.add_row(name, Text(shown(value)), f"{count:,}")
     console.print(others)
     console.print()
     for text in result.interfaces:
-        console.print(f"declares {text}", highlight=False, markup=False)
+        console.print(f"declares {shown(text)}", highlight=False, markup=False)
     called = sum(1 for site in result.sites if site.call)
     patched = _patched_line(image, result)
     have = f"{called:,} of them have an ABI call"
-    console.print(
-        f"[bold]{escape(image.path.name)}[/]: {image.kind}, {len(result.sites):,} sites, "
-        + (patched or f"{have}; `pvpatch patch` turns them into it"),
-        highlight=False,
-    )
+    then = patched or f"{have}; `pvpatch patch` turns them into it"
+    rest = f": {image.kind}, {len(result.sites):,} sites, {then}"
+    console.print(Text.assemble((shown(image.path.name), "bold"), rest))
     if patched:
         console.print("`pvpatch diff ORIGINAL PATCHED` explains each byte, `pvpatch revert` undoes the patch")
     if not result.complete:
@@ -170,7 +169,7 @@ def _regions(result: ScanResult, wide: bool) -> Table:
     )
     for region in result.regions:
         regions.add_row(
-            region.name,
+            Text(shown(region.name)),
             f"{region.address:#x}",
             f"{region.size:,}",
             region.method,

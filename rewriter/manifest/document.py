@@ -12,19 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pvpatch.abi.errors import ImageError
+from rewriter.manifest.shape import check_fields, check_outline
 
 __all__ = ["SCHEMA", "UNPATCHED", "Addition", "Change", "Container", "Manifest", "Site"]
 
 SCHEMA = "pvpatch/manifest/1"
+WIDTHS = (16, 32, 64)
+"""Bits of code."""
 UNPATCHED = ("trap", "kept")
 """Tactics of sites that keep their instruction: nothing fits, or it already speaks to a hypervisor."""
-
-
-def _number(value: object) -> int:
-    """The value, a size or an address; ValueError when it is none."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
-        raise ValueError("a number is none")
-    return value
 
 
 @dataclass(frozen=True)
@@ -117,20 +113,23 @@ class Manifest:
 
     def check(self) -> None:
         """ValueError or TypeError when a field is not what the schema says."""
+        for item in (self, *self.changes, *self.additions, *self.sites, *self.containers):
+            check_fields(item)
+        if not all(isinstance(note, str) for note in self.notes):
+            raise ValueError("a note is none")
         end = self.payload_size
-        for name in (self.original_size, end, *self.resident.values()):
-            _number(name)
         for change in self.changes:
             old, new = bytes.fromhex(change.old), bytes.fromhex(change.new)
-            if len(old) != len(new) or not 0 <= _number(change.offset) <= end - len(old):
+            if len(old) != len(new) or not change.offset <= end - len(old):
                 raise ValueError("a change lies outside the payload")
         for addition in self.additions:
-            if _number(addition.offset) != end:
+            if addition.offset != end:
                 raise ValueError("what was appended has gaps")
             end += len(bytes.fromhex(addition.data))
         for site in self.sites:
-            _number(site.address)
             bytes.fromhex(site.old)
+            if site.bits not in WIDTHS:
+                raise ValueError("a width is none")
         for digest in (self.original_sha256, self.payload_sha256):
             if len(bytes.fromhex(digest)) != 32:
                 raise ValueError("no SHA-256")
@@ -139,6 +138,7 @@ class Manifest:
     def from_json(cls, text: bytes, kept_original: bytes) -> Manifest:
         """Read a document back; ImageError when it is none of this schema."""
         try:
+            check_outline(text)
             data = json.loads(text)
             if data.pop("schema") != SCHEMA:
                 raise ImageError("the manifest has another schema", hint=f"this release knows {SCHEMA}")
@@ -158,5 +158,5 @@ class Manifest:
             )
             made.check()
             return made
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ImageError("the manifest of the patched image is damaged") from error

@@ -48,5 +48,10 @@ def _rewrap(payload: bytes, manifest: Manifest) -> bytes:
     recipe = manifest.containers[0].recipe
     if recipe is None:
         raise ImageError("the manifest does not say how to restore the container")
-    found = gzip_layer.GzipRecipe(bytes.fromhex(recipe["header"]), recipe["level"], recipe["memory_level"])
-    return gzip_layer.reproduce(found, payload)
+    try:
+        found = gzip_layer.GzipRecipe(
+            bytes.fromhex(recipe["header"]), recipe["level"], recipe["memory_level"]
+        )
+        return gzip_layer.reproduce(found, payload)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ImageError("the manifest's recipe for the container is none") from error

@@ -23,7 +23,10 @@ _HEAD = struct.Struct("<8sII")
 _TAIL = struct.Struct("<QII8s")
 _HEAD_MAGIC, _TAIL_MAGIC = b"PVMANIF1", b"PVMANEND"
 _VERSION = 1
-_LIMIT = 1 << 29  # bytes of a document; more is a damaged record
+_LIMIT, _SMALL = 1 << 27, 1 << 20
+_TIMES = 32
+"""Bytes of a document: at most so many times the payload's (real ones have up to 6 times) and a small one's,
+and never more than the limit. More is a damaged record."""
 _DAMAGED = "the manifest of the patched image is damaged"
 
 
@@ -77,14 +80,14 @@ def read_manifest(payload: bytes) -> Manifest:
         raise ImageError(_DAMAGED)
     document = record[_HEAD.size : _HEAD.size + document_size]
     kept = record[_HEAD.size + document_size : _HEAD.size + document_size + kept_size]
-    return Manifest.from_json(_expand(document), kept)
+    return Manifest.from_json(_expand(document, min(_LIMIT, _SMALL + _TIMES * len(payload))), kept)
 
 
-def _expand(document: bytes) -> bytes:
+def _expand(document: bytes, limit: int) -> bytes:
     expander = bz2.BZ2Decompressor()
     try:
-        text = expander.decompress(document, _LIMIT)
-    except OSError as error:
+        text = expander.decompress(document, limit)
+    except (OSError, ValueError) as error:
         raise ImageError(_DAMAGED) from error
     if not expander.eof:
         raise ImageError(_DAMAGED)

@@ -19,6 +19,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from runtime.cpu import flags as fl
 from runtime.cpu.layout import CpuState, UnknownCpuLayout, locate_state
+from runtime.cpu.translator import BUFFER_SIZE
 
 __all__ = ["EngineFacts", "engine_facts"]
 
@@ -64,6 +65,7 @@ class _Scratch:
 
     def __init__(self) -> None:
         self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self.uc.ctl_set_tcg_buffer_size(BUFFER_SIZE)
         self.state: CpuState = locate_state(self.uc)
         self.keep: list[Any] = []
         self.start = _TOP + _CODE

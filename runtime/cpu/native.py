@@ -17,12 +17,11 @@ from pvpatch.abi.errors import PvpatchError
 from runtime.cpu.assemble import assemble64
 from runtime.cpu.inline_count import first_run_source, shorter_sequence
 from runtime.cpu.layout import CpuState
+from runtime.cpu.prices import UNITS_PER_NS, translation_source
+from runtime.cpu.translator import translator_facts
 from runtime.cpu.walker_code import FLUSH_TLB, walker_source
 
 __all__ = ["UNITS_PER_NS", "ControlBlock", "NativeCode"]
-
-UNITS_PER_NS = 4
-"""Virtual time is kept in units of executed code bytes; four bytes are one nanosecond."""
 
 BLOCK_UNITS = 16
 """Charged for each block besides its bytes: a taken branch. Keeps waiting loops short on the host."""
@@ -61,6 +60,13 @@ class ControlBlock(ctypes.Structure):
         ("fault", ctypes.c_uint64),
         ("fault_code", ctypes.c_uint64),
         ("fault_page", ctypes.c_uint64),
+        ("fills", ctypes.c_uint64),
+        ("translator", ctypes.c_uint64),
+        ("translated_to", ctypes.c_uint64),
+        ("translated", ctypes.c_uint64),
+        ("price_base", ctypes.c_uint64),
+        ("price_count", ctypes.c_uint64),
+        ("price_table", ctypes.c_uint64),
     )
     now: int
     limit: int
@@ -104,6 +110,18 @@ class ControlBlock(ctypes.Structure):
     fault: int
     fault_code: int
     fault_page: int
+    fills: int
+    """Address translations given to the emulator, in all."""
+    translator: int
+    """Host address of the translator's context."""
+    translated_to: int
+    """Where its last translation that was charged for ended."""
+    translated: int
+    """Operations translated since all translations were dropped."""
+    price_base: int
+    price_count: int
+    price_table: int
+    """The fields of `HelperPrices`."""
 
 
 _FIELD = {name: getattr(ControlBlock, name).offset for name, _ in ControlBlock._fields_}
@@ -265,6 +283,10 @@ _OPEN_BUS_READ = """
 _OPEN_BUS_WRITE = "ret"
 
 
+_ROOM = 8192
+"""Bytes for all routines."""
+
+
 class NativeCode:
     """The executable mapping and the addresses of the routines in it."""
 
@@ -276,12 +298,13 @@ class NativeCode:
                 "scan, patch and diff work everywhere",
                 exit_code=2,
             )
-        self._mapping = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        self._mapping = mmap.mmap(-1, _ROOM, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._used = 0
         block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
         sequence = self._place_code(shorter_sequence(_FIELD))
-        self.block = self._place(first_run_source(_FIELD, sequence, block, stop_check, BLOCK_UNITS))
+        charge = translation_source(_FIELD, translator_facts())
+        self.block = self._place(charge + first_run_source(_FIELD, sequence, block, stop_check, BLOCK_UNITS))
         self.arrived = self._place(_ARRIVED.replace("STOP_CHECK", hex(stop_check)))
         self.stop_here = self._place(_STOP_HERE.replace("STOP_CHECK", hex(stop_check)))
         self.rdtsc = self._place(_RDTSC + _ONE)
@@ -299,6 +322,7 @@ class NativeCode:
 
     def _place_code(self, code: bytes) -> int:
         address = self._base + self._used
+        assert self._used + len(code) <= _ROOM
         ctypes.memmove(address, code, len(code))
         self._used += (len(code) + 15) & ~15
         return address

@@ -24,6 +24,8 @@ from runtime.cpu import flags as fl
 from runtime.cpu.calibrate import engine_facts
 from runtime.cpu.layout import CpuState, locate_state
 from runtime.cpu.native import UNITS_PER_NS, ControlBlock, NativeCode
+from runtime.cpu.prices import MOST_TRANSLATED, helper_prices
+from runtime.cpu.translator import BUFFER_SIZE, translator_facts
 from runtime.cpu.walker_code import PAGE_FAULT
 from runtime.memory import GuestMemory
 
@@ -114,6 +116,7 @@ class VCpu:
         self.memory = memory
         self.events = events
         self.uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        self.uc.ctl_set_tcg_buffer_size(BUFFER_SIZE)
         self.handle = self.uc._uch
         self.state: CpuState = locate_state(self.uc)
         self.registers: memoryview[int] = memoryview(self.state.gpr).cast("B").cast("Q")
@@ -154,6 +157,11 @@ class VCpu:
         facts = engine_facts()
         cpu = ctypes.addressof(self.state)
         control.large_marks = (ctypes.c_uint64 * 3)(*(cpu + offset for offset in facts.large_marks))
+        context = self.handle.value + translator_facts().context
+        control.translator = ctypes.c_uint64.from_address(context).value
+        prices = helper_prices()
+        control.price_base, control.price_count = prices.base, prices.count
+        control.price_table = ctypes.addressof(prices.table)
         self._missed_address = ctypes.c_uint64.from_address(self.handle.value + facts.missed_address)
         # Only two hooks ever stop the emulator, and they ask for themselves.
         ctypes.c_uint8.from_address(self.handle.value + facts.unchecked).value = 1
@@ -334,6 +342,7 @@ class VCpu:
     def drop_all_translations(self) -> None:
         """Forget all translated code."""
         self.uc.ctl_flush_tb()
+        self.control.translated = self.control.translated_to = 0
 
     def jump(self, rip: int) -> None:
         """Go on at `rip` instead of running the instruction that an `on_instruction` callback is for."""
@@ -548,6 +557,8 @@ class VCpu:
                 break
             error = self._execute(self.state.rip)
         control.force = control.blocks_left = 0
+        if control.translated >= MOST_TRANSLATED:
+            self.drop_all_translations()
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

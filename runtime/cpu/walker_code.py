@@ -29,6 +29,8 @@ FLUSH_TLB = uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
 _FRAME = 0x000F_FFFF_FFFF_F000
 _RESERVED = 0x000F_FF00_0000_0000
 """Physical addresses have 40 bits (CPUID 0x80000008)."""
+_MOST_FILLS = 1 << 16
+"""Fills after which all cached translations are dropped: the emulator doubles its cache when it is full."""
 PAGE_FAULT, NOT_CANONICAL = 1, 2
 """What the walker leaves in `ControlBlock.fault`."""
 
@@ -331,6 +333,12 @@ fetch:
     cmp byte ptr [r14 + rsi], 0
     jne done
     mov byte ptr [r14 + rsi], 1
+    jmp drop_all
+done:
+    inc dword ptr [r8 + {field["fills"]}]
+    test dword ptr [r8 + {field["fills"]}], {_MOST_FILLS - 1:#x}
+    jne filled
+drop_all:
     mov r12, rcx
     mov r13d, edx
     mov rdi, qword ptr [r8 + {field["engine"]}]
@@ -339,7 +347,7 @@ fetch:
     call qword ptr [r8 + {field["uc_ctl"]}]
     mov rcx, r12
     mov edx, r13d
-done:
+filled:
     mov qword ptr [r15], rcx
     mov dword ptr [r15 + 8], edx
     mov eax, 1

@@ -18,6 +18,7 @@ from rewriter.image import open_image
 from runtime.backends import all_backends
 from tests.bench.calls import OPERATIONS, TRAPPING, Bench
 from tests.bench.measure import Figure, measure_in_turn
+from tests.bench.storms import GOAL, STORMS, cost
 from tests.bench.sweep import executable_sections
 
 PVPATCH = [sys.executable, "-m", "pvpatch"]
@@ -98,6 +99,18 @@ def _calls(console: Console, folder: Path) -> None:
     )
 
 
+def _storms(console: Console) -> None:
+    backends = [name for name, one in all_backends().items() if 32 in one.capabilities.privilege]
+    table = Table(
+        "the guest does nothing but", *backends, title="host seconds per guest second", title_justify="left",
+        caption=f"goal: at most {GOAL}",
+    )  # fmt: skip
+    for name in STORMS:
+        row = (cost(name, backend) for backend in backends)
+        table.add_row(name, *("" if one is None else f"{one:.0f}" for one in row))
+    console.print(table)
+
+
 def main() -> int:
     """Print every table. Exit code 1 when a peer or a guest is missing."""
     console = Console(width=100)
@@ -115,6 +128,7 @@ def main() -> int:
         except (subprocess.CalledProcessError, PvpatchError) as error:
             console.print(f"the call benchmark failed: {error}")
             return 1
+        _storms(console)
     return 0
 
 

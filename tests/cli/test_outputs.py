@@ -182,3 +182,26 @@ def test_a_reader_that_goes_away_is_no_traceback(native: Path) -> None:
     ended = process("scan", native, "--json", "-", stdout=write)
     os.close(write)
     assert ended.code == 1 and ended.err == ""
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="no tmpfs under /dev")
+def test_a_failed_command_leaves_nothing_on_a_tmpfs_under_dev(tmp_path: Path) -> None:
+    """A device is what its file type says, not what lies under /dev."""
+    place = Path(f"/dev/shm/pvpatch-test-{os.getpid()}")
+    try:
+        assert inside("patch", tmp_path / "absent", "-o", place).code == 3
+        assert not place.exists()
+        place.write_bytes(b"before")
+        assert inside("patch", tmp_path / "absent", "-o", place).code == 3
+        assert place.read_bytes() == b"before"
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def test_a_file_that_is_open_is_written_where_it_is(native: Path, tmp_path: Path) -> None:
+    """/dev/fd and /dev/stdout lead to it; the one who opened it reads what was written."""
+    with (tmp_path / "out").open("w+b") as opened:
+        link = tmp_path / "link"
+        link.symlink_to(f"/dev/fd/{opened.fileno()}")
+        assert inside("scan", native, "--json", link).code == 0
+        assert opened.read().startswith(b"{")

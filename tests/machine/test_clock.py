@@ -49,3 +49,28 @@ def test_background_alarms_wake_nobody() -> None:
     assert clock.next_due_ns == 10, "what the host asked for happens on the way"
     clock.cancel(handle)
     assert clock.next_due_ns is None
+
+
+def test_cancelled_alarms_take_no_room() -> None:
+    """A guest that sets its timer anew in a loop filled the queue: 200 MiB per guest second."""
+    clock = VirtualClock(ControlBlock())
+    clock.schedule_at(1, lambda: None)
+    last = clock.schedule_at(10**9, lambda: None)
+    for due in range(10_000):
+        clock.cancel(last)
+        last = clock.schedule_at(10**9 + due, lambda: None)
+    assert len(clock._queue) < 10
+    assert clock.next_due_ns == 1
+    clock.skip_to(1)
+    clock.run_due()
+    assert clock.next_due_ns == 10**9 + 9999
+
+
+def test_only_background_alarms_are_nothing_to_wait_for() -> None:
+    clock = VirtualClock(ControlBlock())
+    clock.schedule_in_background(5, lambda: None)
+    handle = clock.schedule_at(7, lambda: None)
+    assert clock.next_due_ns == 5
+    clock.cancel(handle)
+    clock.cancel(handle)
+    assert clock.next_due_ns is None
