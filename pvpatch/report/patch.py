@@ -153,7 +153,7 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
     return rows + [("warning", text) for text in _warnings(produced)]
 
 
-def _refused(image: Image, produced: Produced) -> list[tuple[str, str, str, str, str]]:
+def _refused(image: Image, produced: Produced) -> list[tuple[str, ...]]:
     return [
         (
             f"{site.address:#x}",
