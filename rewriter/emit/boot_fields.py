@@ -2,7 +2,7 @@
 
 With address fields (flag 16 of multiboot 1, address tag of multiboot 2) GRUB and QEMU copy one range of the
 file and zero what follows up to bss_end, ELF or not; the range grows over the resident block. Tags that would
-load the image elsewhere than it is linked, or enter it past the stub through UEFI, are taken out.
+enter the image past the stub, through UEFI, are taken out.
 Sources: Multiboot Specification 0.6.96 section 3.1.3, 2.0 sections 3.1.5 to 3.1.12.
 """
 
@@ -20,12 +20,11 @@ from rewriter.image.multiboot import MultibootHeader, find_multiboot
 
 __all__ = ["FieldValue", "extended_ranges", "range_reason", "write_fields", "zeroed_range"]
 
-_EFI_BOOT_SERVICES, _ENTRY_EFI32, _ENTRY_EFI64, _RELOCATABLE = 7, 8, 9, 10
+_EFI_BOOT_SERVICES, _ENTRY_EFI32, _ENTRY_EFI64 = 7, 8, 9
 _DROPPED = {
     _EFI_BOOT_SERVICES: "EFI boot services",
     _ENTRY_EFI32: "the EFI i386 entry",
     _ENTRY_EFI64: "the EFI amd64 entry",
-    _RELOCATABLE: "relocation",
 }
 _HEAD = struct.Struct("<4I")  # magic, architecture, length, checksum
 _END_TAG = struct.pack("<HHI", 0, 0, 8)
@@ -102,7 +101,7 @@ def write_fields(image: Image, values: Sequence[FieldValue], edits: Edits) -> No
         inside = [value for value in rest if header.offset <= value.offset < end]
         rest = [value for value in rest if value not in inside]
         names = ", ".join(_DROPPED[tag.kind] for tag in dropped)
-        why = f"multiboot 2 header without {names}: the resident block has a fixed address"
+        why = f"multiboot 2 header without {names}: UEFI enters past the entry stub"
         for value in inside:
             why += f"; {value.why}"
         edits.change(header.offset, _without_tags(image.payload, header, inside), "header", why)

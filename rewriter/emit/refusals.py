@@ -9,6 +9,7 @@ from pvpatch.abi.layout import find_locators
 from rewriter.emit.entries import stub_entries
 from rewriter.image import Image
 from rewriter.image.codecs import holds_gzip_kernel
+from rewriter.image.multiboot import TAG_RELOCATABLE, find_multiboot
 from rewriter.manifest import find_record
 from rewriter.scan import Site
 
@@ -47,6 +48,7 @@ def refuse_image(image: Image) -> None:
             )
         stub_entries(image)
         _refuse_declared(image)
+        _refuse_relocatable(image)
     except ImageError as error:
         raise ImageError(f"{image.path}: {error.message}", hint=error.hint) from error
 
@@ -103,6 +105,18 @@ def _refuse_declared(image: Image) -> None:
         raise ImageError(
             "the image declares itself a paravirtual guest of Xen, and has no entry of another kind",
             hint="native entries (multiboot, Linux, PVH) are supported",
+        )
+
+
+def _refuse_relocatable(image: Image) -> None:
+    """A multiboot 2 header with the relocatable tag: the image runs wherever it is loaded, or moves itself.
+
+    The Xen hypervisor does, and maps afterwards only what lies between its own symbols.
+    """
+    if any(tag.kind == TAG_RELOCATABLE for header in find_multiboot(image.payload) for tag in header.tags):
+        raise ImageError(
+            "the image declares that it may be moved as a whole (relocatable tag of its multiboot 2 header)",
+            hint="the resident block could not move with it",
         )
 
 

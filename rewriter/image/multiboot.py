@@ -9,12 +9,13 @@ from typing import Literal
 from pvpatch.abi.errors import ImageError
 from rewriter.image.model import LoadRange
 
-__all__ = ["MultibootHeader", "MultibootTag", "find_multiboot", "load_range"]
+__all__ = ["TAG_RELOCATABLE", "MultibootHeader", "MultibootTag", "find_multiboot", "load_range"]
 
 MAGIC1, SEARCH1, ALIGN1 = 0x1BADB002, 8192, 4
 MAGIC2, SEARCH2, ALIGN2 = 0xE85250D6, 32768, 8
 WANTS_MEMORY, HAS_ADDRESSES = 1 << 1, 1 << 16
 TAG_END, TAG_REQUEST, TAG_ADDRESS, TAG_ENTRY, TAG_ENTRY_EFI64 = 0, 1, 2, 3, 9
+TAG_RELOCATABLE = 10
 MEMORY_REQUESTS = frozenset({4, 6, 17})  # basic memory information, memory map, EFI memory map
 ARCHITECTURE_I386 = 0
 FROM_FILE_START = 0xFFFFFFFF  # load_addr of multiboot 2: the file is loaded from its first byte on

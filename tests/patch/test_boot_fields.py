@@ -21,7 +21,8 @@ from tests.patch.boot_kernels import BASE, BSS, END, kernel, multiboot1_fields, 
 
 ADDRESS, ENTRY_TAG, ENTRY = 2, 3, BASE + 0xC0
 TAGS2 = ((ADDRESS, (BASE, BASE, BSS, END)), (ENTRY_TAG, (ENTRY,)))
-EFI = ((7, ()), (8, (BASE + 0x200,)), (9, (BASE + 0x300,)), (10, (BASE, 0x8000000, 4096, 2)))
+EFI = ((7, ()), (8, (BASE + 0x200,)), (9, (BASE + 0x300,)))
+RELOCATABLE = (10, (BASE, 0x8000000, 4096, 2))
 BACKENDS = [(32, name) for name in ("bare", "kvm", "lguest", "vmi", "xen")]
 BACKENDS += [(64, name) for name in ("bare", "kvm", "xen")]
 
@@ -103,9 +104,14 @@ def test_tags_that_lead_past_the_stub_are_taken_out() -> None:
     data = kernel(multiboot2_tags(*TAGS2, *EFI))
     file = patched(data)
     (before,), (after,) = find_multiboot(data), find_multiboot(file)
-    assert {tag.kind for tag in before.tags} - {tag.kind for tag in after.tags} == {7, 8, 9, 10}
+    assert {tag.kind for tag in before.tags} - {tag.kind for tag in after.tags} == {7, 8, 9}
     assert after.entry_efi64 is None and after.entry == plan_of(file, "elf").entry
     assert run(file).transcript == b"ok"
+
+
+def test_an_image_that_may_be_moved_is_refused() -> None:
+    with pytest.raises(ImageError, match="declares that it may be moved"):
+        patched(kernel(multiboot2_tags(*TAGS2, RELOCATABLE)))
 
 
 def test_two_headers_grow_together() -> None:

@@ -129,3 +129,10 @@ def test_a_raw_vmlinux_is_refused(name: str, guest_path: Callable[[str], Path]) 
 )
 def test_others_are_not_taken_for_linux(name: str, guest_path: Callable[[str], Path]) -> None:
     assert not is_linux(open_image(guest_path(name)))
+
+
+@pytest.mark.guest
+def test_an_image_that_moves_itself_is_refused(guest_path: Callable[[str], Path]) -> None:
+    """The Xen hypervisor copies itself to the top of memory, and drops what lies behind its own end."""
+    with pytest.raises(ImageError, match="may be moved as a whole"):
+        patch_image(open_image(guest_path("xen-amd64")))
