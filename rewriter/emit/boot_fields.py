@@ -43,7 +43,7 @@ def range_reason(image: Image) -> str:
     """Why the ranges of address fields cannot grow over a block; empty when they can, or there are none.
 
     The block has one place in the file, so all ranges must put it at the same address; and where the file is
-    ELF too, both descriptions must load the same bytes, or it is not known which one the kernel means.
+    ELF too, both must put bytes at the same addresses, or it is not known which of them the kernel means.
     """
     ranges = load_ranges(image)
     if len({item.address - item.file_offset for item in ranges}) > 1:
@@ -52,7 +52,7 @@ def range_reason(image: Image) -> str:
         for item in ranges:
             inside = segment.paddr - item.address
             same = inside == segment.file_offset - item.file_offset or not segment.file_size
-            if not 0 <= inside <= item.mem_size or not same or inside + segment.file_size > item.file_size:
+            if not 0 <= inside <= item.mem_size or not same:
                 return f"the address fields of its multiboot header do not load {segment.name} as ELF does"
     return ""
 

@@ -20,6 +20,7 @@ from rewriter.emit.reach import FILL, Reach, enter_absolute, enter_relative, ent
 from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
 from rewriter.emit.thunk import Piece, compose_absolute, compose_relative
 from rewriter.image import Image
+from rewriter.image.loading import load_ranges
 from rewriter.plan import Plan, make_plan
 from rewriter.tactics import Context, Window, Windows
 from rewriter.tactics.liveness import dead_registers, red_zone_live
@@ -69,6 +70,7 @@ def patch_payload(
         raise ImageError(f"the image cannot be extended: {reason}")
     bound = bind_sites(view, reach, addresses, foreign)
     plan = make_plan(view, reach, bound)
+    _refuse_unloaded(image, plan)
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
     requests = tuple(_request(image, context, window, pieces[window.start]) for window in plan.windows)
@@ -92,6 +94,18 @@ def patch_payload(
     write_fields(image, extended_ranges(image, resident) + redirections(image, resident, delta), edits)
     warnings = tuple(filter(None, (placement.warning, uncovered_entry(image))))
     return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset, warnings)
+
+
+def _refuse_unloaded(image: Image, plan: Plan) -> None:
+    """Code behind load_end is in no loader's memory that follows the address fields."""
+    for item in load_ranges(image):
+        for window in plan.windows:
+            start = image.paddr_of(window.start)
+            if start is not None and start + window.end - window.start > item.address + item.file_size:
+                raise ImageError(
+                    "the address fields of its multiboot header do not load the code at "
+                    f"{image.describe(window.start)}"
+                )
 
 
 def _may_move(image: Image) -> bool:

@@ -14,6 +14,7 @@ from rewriter.image.elf_guard import DAMAGED, ET_DYN, MAGIC, ElfHeader, check_el
 from rewriter.image.elf_notes import NoteArea, read_notes
 from rewriter.image.model import EntryPoint, Image, Note, Protocol, Section, Segment, Symbol, Table
 from rewriter.image.multiboot import MultibootHeader, find_multiboot
+from rewriter.image.multiboot_gaps import with_loaded_gaps
 from rewriter.image.relocation_tail import parse_relocation_tail
 from rewriter.image.xen_notes import OWNER, PHYS32_ENTRY, SECTION_NOTES, SECTION_STRING, xen_parameters
 
@@ -67,10 +68,10 @@ def parse(data: bytes, path: Path) -> Image:
 
 
 def _image(data: bytes, path: Path, header: ElfHeader, binary: lief.ELF.Binary) -> Image:
-    segments = _segments(binary, header)
+    multiboot = find_multiboot(data)
+    segments = with_loaded_gaps(_segments(binary, header), multiboot, len(data))
     sections = _sections(binary, data)
     notes = _notes(binary, data)
-    multiboot = find_multiboot(data)
     string = next((s for s in sections if s.name == SECTION_STRING), None)
     text = data[string.file_offset : string.file_offset + string.file_size] if string is not None else b""
     xen = xen_parameters(notes, text, header.entry)

@@ -206,3 +206,18 @@ def test_notes_padded_to_the_alignment_of_their_segment(alignment: int, bits: in
     assert [entry.physical for entry in image.entries if entry.protocol == "pvh"] == [0x100000]
     note = image.notes[2]
     assert image.payload[note.offset : note.offset + 4] == note.description == struct.pack("<I", 0x100000)
+
+
+def test_memory_that_only_the_address_fields_give_belongs_to_the_image() -> None:
+    """Program headers that leave out the zero-filled memory, as GRUB Invaders has them."""
+    start = 0x100000
+    header = multiboot1_header(0x10003, (start, start, start + 0x200, start + 0x5000, start + 0x20))
+    data = elf(32, (Load(start, start, (header + CODE).ljust(0x200, b"\0")),), entry=start + 0x20)
+    image = parse_image(data, Path("kernel"))
+    assert [(item.paddr, item.file_size, item.mem_size) for item in image.segments] == [
+        (start, 0x200, 0x200),
+        (start + 0x200, 0, 0x4E00),
+    ]
+    elsewhere = multiboot1_header(0x10003, (start + 0x40, start, start + 0x200, start + 0x5000, start + 0x20))
+    data = elf(32, (Load(start, start, (elsewhere + CODE).ljust(0x200, b"\0")),), entry=start + 0x20)
+    assert len(parse_image(data, Path("kernel")).segments) == 1

@@ -15,6 +15,7 @@ from pvpatch.abi.errors import ImageError
 from rewriter.image import codecs, parse_image
 from rewriter.image.codecs import CODECS
 from tests.cli.command import complaint, inside
+from tests.conftest import GuestPath
 from tests.image.builders import bzimage, elf, linux_flat, multiboot1_header
 from tests.patch.boot_kernels import kernel
 
@@ -145,3 +146,11 @@ def test_a_boot_image_for_real_mode_is_refused_before_it_runs(
 def test_an_old_linux_is_entered_at_32_bits() -> None:
     noise = gzipped(bytes(range(256)) * 2048)
     assert parse_image(_boot_image(0x203, 0x100000, noise), HERE).entries[0].protocol == "linux32"
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("name", ["ipxe", "memdisk"])
+def test_real_boot_images_for_real_mode_are_refused(name: str, guest_path: GuestPath) -> None:
+    refused = inside("run", guest_path(name))
+    assert refused.code == 3
+    assert "entered in real mode" in complaint(refused) and "damaged" not in refused.err
