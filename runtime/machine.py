@@ -19,20 +19,19 @@ from runtime.boot import BootImage, BootRequest, EntryState
 from runtime.callpages import CallCounter, find_patched_image, install_page
 from runtime.clock import VirtualClock
 from runtime.cpu import flags as fl
-from runtime.cpu.apic_instructions import APIC_MNEMONICS, ApicInstruction, apic_instruction
 from runtime.cpu.cpuid import answer
 from runtime.cpu.delivery import Deliverer, Event, TripleFault, software_interrupt
 from runtime.cpu.device_memory import map_device
 from runtime.cpu.fastcall import FAST_CALL_LENGTH, enter_syscall, enter_sysenter
 from runtime.cpu.implicit import DescriptorUse, descriptor_use
 from runtime.cpu.linear import LinearMemory
-from runtime.cpu.ports import PORT_MNEMONICS
 from runtime.cpu.realmode import deliver_real, in_real_mode, no_bios
 from runtime.cpu.start import enter_guest
 from runtime.cpu.vcpu import Stop, VCpu
 from runtime.cpu.watch import Site, Watcher
 from runtime.crash import crash_report
 from runtime.devices import build_platform
+from runtime.intercepts import Intercepts
 from runtime.memory import GuestMemory
 from runtime.memory.paging import ERROR_PRESENT, ERROR_USER
 from runtime.outcome import CrashReport, Outcome, RunResult
@@ -143,6 +142,7 @@ class Machine:
         self._nmi = False
         self.hypervisor: Hypervisor = backend.attach(self)
         self._started = True
+        self._intercepts = Intercepts(self)
         self._watcher = self._build_watcher()
         self._calls: CallCounter | None = None
         self.presenter: Presenter | None = None
@@ -156,16 +156,14 @@ class Machine:
             )
 
     def _build_watcher(self) -> Watcher:
-        """What the backend watches, what reaches the local APIC, and port access by user code: the emulator
-        ignores IOPL."""
-        apic = APIC_MNEMONICS if self.platform.local_apic is not None else frozenset()
+        """What the backend watches, and what is done for the CPU itself."""
         return Watcher(
             self.cpu,
             self.hypervisor.code_reader(),
-            self.hypervisor.watched() | apic,
+            self.hypervisor.watched() | self._intercepts.mnemonics,
             self._watched,
             self.hypervisor.is_own_code,
-            outer=PORT_MNEMONICS,
+            outer=self._intercepts.outer,
         )
 
     # -- running -------------------------------------------------------------------------------
@@ -525,26 +523,9 @@ class Machine:
         if site.mnemonic in self.hypervisor.watched():
             self.clock.spend_ns(EMULATION_COST_NS)
             done = self.hypervisor.on_watched(site)
-            if done or site.mnemonic not in APIC_MNEMONICS:
+            if done or site.mnemonic not in self._intercepts.mnemonics:
                 return done
-        if site.mnemonic in APIC_MNEMONICS:
-            return self._apic_instruction(site)
-        if self.hypervisor.port_allowed(site):
-            return False
-        self.exception(fl.GP, 0, False)
-        return True
-
-    def _apic_instruction(self, site: Site) -> bool:
-        """One by which the CPU may reach its local APIC; True if it is done."""
-        apic = self.platform.local_apic
-        outcome = ApicInstruction.OTHER if apic is None else apic_instruction(self.cpu, apic, site)
-        if outcome is ApicInstruction.OTHER:
-            return False
-        self.clock.spend_ns(EXCEPTION_COST_NS)
-        self.stats.exits["apic"] += 1
-        if outcome is ApicInstruction.FAULT:
-            self.exception(fl.GP, 0, False)
-        return True
+        return self._intercepts.reached(site)
 
     def _device_accessed(self, kind: str, address: int, size: int, value: int) -> None:
         """From the CPU: an access to a device's registers in memory."""

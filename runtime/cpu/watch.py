@@ -42,7 +42,9 @@ _OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
     **dict.fromkeys(("insb", "insw", "insd"), (b"\x6c", b"\x6d")),
     **dict.fromkeys(("outsb", "outsw", "outsd"), (b"\x6e", b"\x6f")),
     **dict.fromkeys(("mov es", "mov cs", "mov ss", "mov ds", "mov fs", "mov gs"), (b"\x8c",)),
+    "int1": (b"\xf1",),
     "mov cr8": (b"\x0f\x20", b"\x0f\x22"),
+    "mov cr4": (b"\x0f\x22",),
     "push es": (b"\x06",),
     "push cs": (b"\x0e",),
     "push ss": (b"\x16",),
@@ -64,6 +66,8 @@ def _name_of(instruction: iced_x86.Instruction) -> str:
     if name == "mov":
         if iced_x86.Register.CR8 in (instruction.op0_register, instruction.op1_register):
             return "mov cr8"
+        if instruction.op0_register == iced_x86.Register.CR4:
+            return "mov cr4"
         return name + _READ_SEGMENTS.get(instruction.op1_register, "")
     if name == "push":
         return name + _READ_SEGMENTS.get(instruction.op0_register, "")
