@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pvpatch.abi.errors import ImageError, UsageError
 from rewriter.image import Image
+from rewriter.image.linux_kernel import is_linux
 from runtime.boot.model import BootImage, BootKind, BootSegment
 
 __all__ = ["boot_image", "protocol_named"]
@@ -38,7 +39,7 @@ def protocol_named(name: str) -> BootKind:
 
 
 def _entries(image: Image) -> dict[BootKind, int]:
-    """Entry addresses by protocol; a bzImage's payload is entered as the decompressor would."""
+    """Entry addresses by protocol; a vmlinux, in a bzImage or raw, is entered as the decompressor would."""
     entries: dict[BootKind, int] = {}
     for entry in image.entries:
         kind = _KIND_BY_PROTOCOL.get(entry.protocol)
@@ -46,7 +47,7 @@ def _entries(image: Image) -> dict[BootKind, int]:
             entries[kind] = entry.address if kind in _VIRTUAL_ENTRY else entry.physical
         elif entry.protocol == "elf":
             entries[BootKind.FLAT] = entry.address
-            if image.setup_header is not None:
+            if image.setup_header is not None or is_linux(image):
                 linux = BootKind.LINUX64 if image.bits == 64 else BootKind.LINUX32
                 entries[linux] = entry.physical
     return entries

@@ -8,7 +8,7 @@ from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
 from rewriter.emit.entries import stub_entries
 from rewriter.image import Image
-from rewriter.image.codecs import holds_gzip_kernel
+from rewriter.image.linux_kernel import is_linux
 from rewriter.image.multiboot import TAG_RELOCATABLE, find_multiboot
 from rewriter.manifest import find_record
 from rewriter.scan import Site
@@ -19,20 +19,6 @@ _NATIVE = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh")
 """Protocols that enter a kernel on bare hardware, or as if on it."""
 _FOREIGN = ("lguest", "vmi", "xen")
 """Dialects of kernels that need their hypervisor; KVM's calls are an addition to a native kernel."""
-_LINUX_TABLES = frozenset(
-    {
-        "__ex_table",
-        "__ksymtab",
-        "__ksymtab_gpl",
-        "__param",
-        "__bug_table",
-        "__jump_table",
-        ".altinstructions",
-        ".parainstructions",
-    }
-)
-"""Sections by which Linux patches, extends and repairs itself (include/asm-generic/vmlinux.lds.h)."""
-_LINUX_NOTE = "Linux"  # owner of Linux's own notes (include/linux/elfnote.h)
 _NAMES = {"bzimage": "a bzImage", "uki": "a unified kernel image", "zboot": "an EFI zboot image"}
 
 
@@ -77,17 +63,6 @@ def refuse_foreign(image: Image, sites: Iterable[Site]) -> None:
             "and no boot protocol enters it on bare hardware",
             hint="only native kernels are patched yet",
         )
-
-
-def is_linux(image: Image) -> bool:
-    """Whether an image is Linux: two of the tables of its own, a note of it, or a compressed kernel inside.
-
-    The last are boot images whose header is too old to say where the kernel in them is (before 2.08).
-    """
-    tables = _LINUX_TABLES & {section.name for section in image.sections}
-    if len(tables) >= 2 or any(note.owner == _LINUX_NOTE for note in image.notes):
-        return True
-    return image.kind == "flat" and image.setup_header is not None and holds_gzip_kernel(image.payload)
 
 
 def _refuse_container(image: Image) -> None:
