@@ -13,9 +13,9 @@ import pytest
 
 from pvpatch.abi.errors import ImageError
 from rewriter.emit.produce import patch_image
-from rewriter.image.linux_kernel import is_linux
 from rewriter.image import Image, Section, open_image, parse_image
 from rewriter.image.codecs import holds_gzip_kernel
+from rewriter.image.linux_kernel import is_linux
 from tests.image.builders import CODE, Load, elf, linux_flat, multiboot1_header, note
 from tests.patch.conftest import SAMPLES
 
