@@ -27,7 +27,9 @@ _FAULTS = frozenset({
     fl.DE, fl.BR, fl.UD, fl.NM, fl.DOUBLE_FAULT, fl.TS_FAULT, fl.NP, fl.SS_FAULT, fl.GP, fl.PAGE_FAULT,
     fl.MF, fl.AC_FAULT, fl.XM,
 })  # fmt: skip
-"""Exceptions that are reported at their instruction; INT n of one of these does not tell itself apart."""
+"""Exceptions that are reported at their instruction."""
+_INT_N = 0x1000
+"""What the vector says beside of an INT n."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,18 @@ class TrapFrames:
         presenter = self._machine.presenter
         if presenter is None:
             return
-        vector = self._host.variable(self._names.vector) & 0xFF
+        kind = self._host.variable(self._names.vector)
+        vector = kind & 0xFF
+        software = bool(kind & _INT_N) or vector not in _FAULTS
         before = self._context()
         number = self._names.entries.get(before.rip)
         context = self._missed.withdrawn(self._cells.withdrawn(before), number)
         if number is not None and context is before:
             context = presenter.unwinder.at_slot(context, number)
-        shown = presenter.presented(context, Event(vector, software=vector not in _FAULTS))
+        shown = presenter.presented(context, Event(vector, software=software))
         self._machine.clock.spend_ns(presenter.cost_ns())
         context = context if shown is None else shown.context
-        if vector in _FAULTS:
+        if not software:
             context = replace(context, flags=context.flags | fl.RF)
         if context != before:
             self._put(context)

@@ -90,6 +90,7 @@ fault_far_call:
   push eax
   mov eax, [esp+20]
   and eax, 255
+  or eax, 0x1000
   xchg eax, [esp+4]
   mov [esp+20], eax
   mov eax, [esp+12]

@@ -1,7 +1,7 @@
 # Traps: from the host's frame to the one the hardware would have pushed, and to the guest's handler.
 
 # Every gate leads here with [vector | kind][error code] above the hardware's frame.
-# kind: 0x100 the frame has an error code, 0x200 an interrupt of the host's.
+# kind: 0x100 the frame has an error code, 0x200 an interrupt of the host's, 0x1000 an INT n of the kernel's.
 .routine common
   FLAT_IN
   mov [S_eax], eax
@@ -264,12 +264,15 @@ nested_fault:
   or edx, 1
   jmp nested_known
 nested_software:
+  test dword ptr [S_vector], 0x1000
+  jne nested_word
   cmp ebx, 3
   je nested_byte
   cmp ebx, 4
   je nested_byte
   cmp ebx, 32
   jb nested_known
+nested_word:
   dec dword ptr [S_eip]
 nested_byte:
   dec dword ptr [S_eip]

@@ -59,9 +59,10 @@ raise_now:
   pop qword ptr [rip+S_rip]
   pop rax
   movzx eax, al
+  mov r10d, eax
+  or eax, 0x1000
   mov [rip+S_vector], rax
   mov [rip+S_rsp], rsp
-  mov r10d, eax
   test dword ptr [rip+V_efer], 0x400
   je trap_narrow
   jmp dispatch

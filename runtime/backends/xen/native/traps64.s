@@ -316,12 +316,15 @@ nested_known:
   or edx, 1
   jmp nested_counted
 nested_software:
+  test dword ptr [rip+S_vector], 0x1000
+  jne nested_word
   cmp r10d, 3
   je nested_byte
   cmp r10d, 4
   je nested_byte
   cmp r10d, 32
   jb nested_counted
+nested_word:
   dec qword ptr [rip+S_rip]
 nested_byte:
   dec qword ptr [rip+S_rip]
