@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from iced_x86 import Instruction, Mnemonic, OpKind
+
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.cpu.ports import bitmap_allows, port_and_size
+from runtime.deprivileged.operands import Operands
 from runtime.memory import PageFault
 
 if TYPE_CHECKING:
@@ -25,6 +28,15 @@ _SELECTOR_FAULTS = frozenset({fl.NP, fl.SS_FAULT, fl.GP})
 _LOCAL = 4
 _PRESENT = 0x80
 _ENTRY = 8
+_WORD = 0xFFFFFFFF
+_STORES = {
+    Mnemonic.SGDT: (("V_gdt_limit", 2), ("V_gdt_base", 4)),
+    Mnemonic.SIDT: (("V_idt_limit", 2), ("V_idt_base", 4)),
+    Mnemonic.SLDT: (("V_ldt", 2),),
+    Mnemonic.STR: (("V_tr", 2),),
+    Mnemonic.SMSW: (("V_cr0", 2),),
+}
+"""What a 32-bit kernel has loaded: fields of the vCPU page and their sizes in bytes."""
 
 
 class UserHost(Protocol):
@@ -40,6 +52,12 @@ class UserHost(Protocol):
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""
+
+    def write_as_user(self, linear: int, data: bytes) -> None:
+        """Write guest memory with user mode's rights. Raises `PageFault`."""
+
+    def page_fault(self, fault: PageFault) -> None:
+        """Give the guest a page fault at the current instruction."""
 
 
 class UserMode:
@@ -57,14 +75,15 @@ class UserMode:
         self._set_flag = set_flag
         self._entries = entries
 
-    def _iopl_allows(self) -> bool:
+    def iopl_allows(self) -> bool:
+        """May user code change the interrupt flag and reach every port?"""
         return self._host.variable("V_iopl") & fl.IOPL == fl.IOPL
 
     def port_allowed(self, site: Site) -> bool:
         """May user code reach the port of the instruction at `site`?"""
         if self._host.in_kernel:
             return False
-        if self._iopl_allows():
+        if self.iopl_allows():
             return True
         try:
             base, limit = self._task_state()
@@ -92,6 +111,28 @@ class UserMode:
         base = self._host.variable("V_gdt_base")
         return self._host.read_linear(base + at, _ENTRY)
 
+    def stored(self, instruction: Instruction) -> bool:
+        """SGDT, SIDT, SLDT, STR and SMSW of user code that no patch has taken: the guest's, not the
+        hypervisor's. False for any other instruction."""
+        names = _STORES.get(instruction.mnemonic)
+        if names is None:
+            return False
+        raw = b"".join(
+            (self._host.variable(name) & (1 << 8 * size) - 1).to_bytes(size, "little") for name, size in names
+        )
+        operands = Operands(self._machine.cpu, instruction)
+        if instruction.op0_kind == OpKind.REGISTER:
+            operands.set_register(instruction.op0_register, int.from_bytes(raw, "little"))
+        else:
+            segment = self._machine.cpu.state.segments[operands.segment_index(instruction)]
+            try:
+                self._host.write_as_user(int(segment.base) + operands.offset() & _WORD, raw)
+            except PageFault as fault:
+                self._host.page_fault(fault)
+                return True
+        operands.skip()
+        return True
+
     def answered(self, event: Event) -> bool:
         """CLI and STI of user code that has the right to them; and a selector that is out of reach, which
         ends the guest in words instead of a fault that hardware would not give."""
@@ -109,7 +150,7 @@ class UserMode:
             code = self._host.read_linear(base + int(state.rip), 1)
         except PageFault:
             return False
-        if code not in (_CLI, _STI) or not self._iopl_allows():
+        if code not in (_CLI, _STI) or not self.iopl_allows():
             return False
         state.rip += 1
         machine.stats.take_back(fl.GP)

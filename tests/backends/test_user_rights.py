@@ -125,6 +125,57 @@ def test_user_mode_has_the_rights_that_its_kernel_gave_it(
             assert found.stdout == ("!" if not expected else "")
 
 
+OWN_SITES = """
+    pushfd
+    push 0x1b
+    mov eax, behind
+    push eax
+    iretd
+behind:
+    sgdt [user_stack-16]
+    cmp word ptr [user_stack-16], 0x20ff
+    jne wrong
+    cmp dword ptr [user_stack-14], gdt
+    jne wrong
+    str eax
+    cmp ax, 0x28
+    jne wrong
+    sldt eax
+    cmp ax, 0
+    jne wrong
+    mov ecx, 0x10
+    lar eax, ecx
+    je wrong
+    mov eax, cs
+    cmp ax, 0x1b
+    jne wrong
+    pushfd
+    pop eax
+    test eax, 0x3000
+    je right
+wrong:
+    hlt
+right:
+"""
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["patched", "not-found"])
+def test_sites_of_user_code_do_what_the_instruction_does_at_its_privilege(
+    tmp_path: Path, found: bool
+) -> None:
+    """IRET at its own level, SGDT, STR, SLDT, LAR of a segment that is not its own, reads of CS, PUSHF.
+
+    A pushed address is a way in for a scan, one that is moved to a register first is not.
+    """
+    text = TABLES.replace("BITMAP", "0") + USER.replace("FLAGS", "0x202").replace("BODY", OWN_SITES)
+    if found:
+        text = text.replace("    mov eax, user\n    push eax\n", "    .byte 0x68\n    .long user\n")
+    image = patched(tmp_path, text + DATA.replace(".word 0xffff", ".word 0x20ff"))
+    for backend in BACKENDS:
+        done = run(image, "--backend", backend, "--max-time", "1")
+        assert done.returncode == 0, f"{backend}: {done.stderr}"
+
+
 @pytest.mark.parametrize("index", [40, 1030])
 def test_a_gdt_entry_that_has_no_copy_ends_the_guest_in_words(tmp_path: Path, index: int) -> None:
     load = f"""

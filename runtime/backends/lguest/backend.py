@@ -36,6 +36,7 @@ from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
+from runtime.deprivileged.ring1.userslots import UserSlots
 from runtime.deprivileged.shadow import PAGE
 from runtime.deprivileged.usermode import UserMode
 from runtime.memory import PageFault
@@ -74,6 +75,7 @@ class LguestHypervisor(Hypervisor):
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
         self._user = UserMode(machine, host, self._set_flag, min(build.owned))
+        self._slots = UserSlots(machine, host, self._user, build.kernel_code << 3)
 
     # -- start -----------------------------------------------------------------------------------
 
@@ -114,7 +116,7 @@ class LguestHypervisor(Hypervisor):
 
         The machine has counted an exception: what the guest never sees of it is taken back.
         """
-        own = (self._cells, self._missed, self._frames, self._user)
+        own = (self._cells, self._missed, self._slots, self._frames, self._user)
         if any(part.answered(event) for part in own):
             return True
         before = self.model.delivered
@@ -146,6 +148,8 @@ class LguestHypervisor(Hypervisor):
         if self.machine.cpu.cpl != _USER:
             self.machine.stats.miss(site.mnemonic, site.address)
             return self._patched and self._carry_out()
+        if self._patched and self._user.stored(site.decode()):
+            return True
         if site.mnemonic not in _PORTS or (self._patched and self._user.port_allowed(site)):
             return False
         return self.on_event(Event(fl.GP))

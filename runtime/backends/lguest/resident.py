@@ -26,6 +26,7 @@ from runtime.deprivileged.ring1.contents import (
     write_vcpu_page,
 )
 from runtime.deprivileged.ring1.guestside import ENABLING, HALTING, HOLE, PAGE, GuestSide, Resident
+from runtime.deprivileged.ring1.userslots import with_user_half
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -122,7 +123,7 @@ def call_page() -> bytes:
         number = known.number(request)
         for name in names:
             slots[name] += f"\n push eax\n mov eax, {number}\n int {known.vector}\n pop eax\n ret"
-    return build_page(32, BACKEND_ID, slots, features=load_spec().feature_mask(*_FEATURES))
+    return with_user_half(build_page(32, BACKEND_ID, slots, features=load_spec().feature_mask(*_FEATURES)))
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from runtime.backends.vmi.resident import (
     BACKEND_ID,
     CODE_BIT,
     CODE_PAGES,
+    FLAT_CODE,
     FLAT_DATA,
     GUEST_ENTRIES,
     HOLE,
@@ -38,6 +39,7 @@ from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.missed import SILENT, MissedSites
 from runtime.deprivileged.operands import mnemonic_name
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
+from runtime.deprivileged.ring1.userslots import UserSlots
 from runtime.deprivileged.usermode import UserMode
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class VmiHypervisor(Hypervisor):
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
         self._user = UserMode(machine, host, self._set_flag, GUEST_ENTRIES)
+        self._slots = UserSlots(machine, host, self._user, FLAT_CODE)
         if self._patched:
             self.model.on_call = self._called
 
@@ -114,7 +117,7 @@ class VmiHypervisor(Hypervisor):
         """Before VMI_Init the machine is bare; afterwards everything traps to the hypervisor."""
         if not self.model.active:
             return False
-        own = (self._cells, self._missed, self._frames, self._user)
+        own = (self._cells, self._missed, self._slots, self._frames, self._user)
         if any(part.answered(event) for part in own):
             return True
         return self._guarded(lambda: self.model.trap(event))
@@ -158,8 +161,10 @@ class VmiHypervisor(Hypervisor):
 
     def on_watched(self, site: Site) -> bool:
         """A silently sensitive instruction in the kernel's code runs: nothing else intercepts it."""
-        if not self.model.active or self.machine.cpu.cpl == _USER:
+        if not self.model.active:
             return False
+        if self.machine.cpu.cpl == _USER:
+            return self._patched and self._user.stored(site.decode())
         self.machine.stats.miss(site.mnemonic, site.address)
         insn = self.model.ports.decode() if self._patched else None
         return insn is not None and self._missed.carry_out(insn)

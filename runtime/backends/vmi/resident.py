@@ -24,6 +24,7 @@ from runtime.deprivileged.ring1.contents import (
     write_vcpu_page,
 )
 from runtime.deprivileged.ring1.guestside import CODE_PAGES, HOLE, PAGE, GuestSide, Resident
+from runtime.deprivileged.ring1.userslots import with_user_half
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -128,7 +129,7 @@ def resident() -> Resident:
 def call_page() -> bytes:
     """The 32-bit call page: short slots that enter the resident code by a far call."""
     slots, features = _SIDE.slots(resident().labels), load_spec().feature_mask(*_FEATURES)
-    return build_page(32, BACKEND_ID, slots, features=features)
+    return with_user_half(build_page(32, BACKEND_ID, slots, features=features))
 
 
 @functools.cache

@@ -72,6 +72,12 @@ class RingOneHost:
         """Write guest memory. Raises `PageFault`."""
         self._view.write(linear, data)
 
+    def write_as_user(self, linear: int, data: bytes) -> None:
+        """Write guest memory with user mode's rights. Raises `PageFault`."""
+        for offset in range(len(data)):
+            self._view.translate(linear + offset & 0xFFFFFFFF, write=True, user=True)
+        self._view.write(linear, data)
+
     def code_range(self, selector: int) -> CodeRange | None:
         """From the guest's GDT; selectors of an LDT cannot be loaded here. Raises `PageFault`."""
         index = selector & 0xFFF8

@@ -56,6 +56,10 @@ class NativeHost:
         except XenError:
             raise PageFault(linear, 2) from None
 
+    def write_as_user(self, linear: int, data: bytes) -> None:
+        """Write guest memory under the tables of the mode that runs. Raises `PageFault`."""
+        self.write_linear(linear, data)
+
     def code_range(self, selector: int) -> CodeRange:
         """The kernel's code runs in flat segments; the slot checks the guest's descriptor."""
         return CodeRange(0, 0xFFFFFFFF)

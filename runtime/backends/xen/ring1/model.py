@@ -53,6 +53,7 @@ from runtime.deprivileged.guestcode import GuestCode
 from runtime.deprivileged.instructions import PortInstructions
 from runtime.deprivileged.missed import SELECTOR_FAULTS, SILENT, MissedSites, uses_selector
 from runtime.deprivileged.ring1.cellhost import RingOneHost, RingOneSide, trap_variables
+from runtime.deprivileged.ring1.userslots import UserSlots
 from runtime.deprivileged.shadow import PAGE, ShadowMmu
 from runtime.deprivileged.usermode import UserMode
 from runtime.deprivileged.view import ShadowView
@@ -191,6 +192,7 @@ class XenRing1(XenHypervisor):
         variables = trap_variables(resident().labels["trap_shown"])
         self._frames = TrapFrames(machine, host, variables, self._cells, self._missed)
         self._user = UserMode(machine, host, self._set_flag, GUEST_ENTRIES)
+        self._slots = UserSlots(machine, host, self._user, FLAT[32]["kernel_cs"])
         self._map_resident(machine.memory.size, shared_info, xen_gdt)
         self._finish_domain(shared_info, view)
 
@@ -269,7 +271,7 @@ class XenRing1(XenHypervisor):
     def on_event(self, event: Event) -> bool:
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
-            own = (self._cells, self._missed, self._frames, self._user)
+            own = (self._cells, self._missed, self._slots, self._frames, self._user)
             return any(part.answered(event) for part in own) or super().on_event(event)
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
         if self._patched and linear >= GDT and self._user.out_of_reach(linear - GDT & ~7):
@@ -308,7 +310,7 @@ class XenRing1(XenHypervisor):
             self.machine.stats.miss(site.mnemonic, site.address)
             instruction = self.emulator.decode()
             return self._patched and instruction is not None and self._missed.carry_out(instruction)
-        return False
+        return self._patched and self._user.stored(site.decode())
 
     def port_allowed(self, site: Site) -> bool:
         """By what the guest's kernel believes that it has set."""

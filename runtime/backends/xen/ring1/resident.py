@@ -32,6 +32,7 @@ from runtime.deprivileged.ring1.guestside import (
     GuestSide,
     Resident,
 )
+from runtime.deprivileged.ring1.userslots import with_user_half
 from runtime.memory import MemoryRange
 
 __all__ = [
@@ -145,7 +146,7 @@ def call_page() -> bytes:
     for names, routine in ((ENABLING, "deliver"), (HALTING, "sleep")):
         for name in names:
             slots[name] += f"\n {_SIDE.enter(labels[routine])}"
-    return build_page(32, BACKEND_ID, slots, features=load_spec().feature_mask(*_FEATURES))
+    return with_user_half(build_page(32, BACKEND_ID, slots, features=load_spec().feature_mask(*_FEATURES)))
 
 
 @functools.cache
