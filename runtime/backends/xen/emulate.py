@@ -28,12 +28,17 @@ MSR_HYPERCALL_PAGE = 0x40000000
 MSR_TSC = 0x10
 MSR_FS_BASE, MSR_GS_BASE, MSR_KERNEL_GS_BASE = 0xC0000100, 0xC0000101, 0xC0000102
 SEGMENT_BASE_OF = {MSR_FS_BASE: 0, MSR_GS_BASE: 2, MSR_KERNEL_GS_BASE: 1}
-MSR_VALUES = {int(index, 0): value for index, value in interface()["msr_value"].items()}
-MSR_IGNORED = {int(index, 0) for index in interface()["msr_ignored"]}
+MSR_VALUES = {
+    int(index, 0): value if isinstance(value, list) else [value, value]
+    for index, value in interface()["msr_value"].items()
+}
+"""By guest width: pv32, pv64."""
+MSR_IGNORED = {int(index, 0): bits for index, bits in interface()["msr_ignored"].items()}
 CR0_TS = 8
 X87_STATE = 1
-CR4_CHANGEABLE = 1 << 3
-"""DE; the other bits are Xen's."""
+CR4_TSD = 1 << 2
+CR4_CHANGEABLE = CR4_TSD | 1 << 3 | 1 << 18
+"""TSD, DE and OSXSAVE (PV_CR4_GUEST_MASK without FSGSBASE, which CPUID does not offer); the rest is Xen's."""
 ARCHITECTURAL_IOPL = 1 << 4
 TIMER_PORTS = frozenset({0x42, 0x43, 0x61})
 """The ports of the 8254 and the speaker, by which kernels calibrate the TSC: Xen emulates them."""
@@ -175,6 +180,7 @@ class Emulator:
             return self._set_root(value)
         if number == 4:
             domain.virtual_cr4 = domain.virtual_cr4 & ~CR4_CHANGEABLE | value & CR4_CHANGEABLE
+            self.cpu.write_control(4, int(self.cpu.state.cr[4]) & ~CR4_TSD | value & CR4_TSD)
             return True
         return False
 
@@ -218,10 +224,9 @@ class Emulator:
                 MSR_KERNEL_GS_BASE: self.domain.gs_user,
             }[index]
         elif index == MSR_TSC:
-            timers = self.domain.timers
-            value = timers.now_ns * timers.tsc_hz // 1_000_000_000
+            value = self._ticks()
         elif index in MSR_VALUES:
-            value = MSR_VALUES[index]
+            value = MSR_VALUES[index][self.domain.width == 64]
         else:
             return False
         state.gpr[fl.RAX], state.gpr[fl.RDX] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
@@ -237,7 +242,20 @@ class Emulator:
             )
         if index == MSR_HYPERCALL_PAGE:
             return not value & (PAGE_SIZE - 1) and self.write_hypercall_page(value // PAGE_SIZE)
-        return index in MSR_IGNORED
+        return index in MSR_IGNORED and not value & ~MSR_IGNORED[index]
+
+    def _ticks(self) -> int:
+        """The time-stamp counter."""
+        timers = self.domain.timers
+        return timers.now_ns * timers.tsc_hz // 1_000_000_000
+
+    def _read_time_stamp(self, instruction: Instruction) -> bool:
+        """RDTSC and RDTSCP of a kernel that keeps them from its user mode (CR4.TSD)."""
+        state, value = self.cpu.state, self._ticks()
+        state.gpr[fl.RAX], state.gpr[fl.RDX] = value & 0xFFFFFFFF, value >> 32 & 0xFFFFFFFF
+        if instruction.mnemonic == Mnemonic.RDTSCP:
+            state.gpr[fl.RCX] = state.tsc_aux & 0xFFFFFFFF
+        return True
 
     def _set_extended_state(self, _instruction: Instruction) -> bool:
         """XSETBV (handle_xsetbv): XCR0 with x87 state and no component that CPUID leaf 0xD does not show."""
@@ -268,4 +286,6 @@ _KERNEL_ONLY: dict[int, Callable[[Emulator, Instruction], bool]] = {
     Mnemonic.RDMSR: Emulator._read_msr,
     Mnemonic.WRMSR: Emulator._write_msr,
     Mnemonic.XSETBV: Emulator._set_extended_state,
+    Mnemonic.RDTSC: Emulator._read_time_stamp,
+    Mnemonic.RDTSCP: Emulator._read_time_stamp,
 }
