@@ -69,7 +69,7 @@ def _machine_status(draw: Draw) -> Lines:
         return [f"mov ${value}, %eax", "lmsw %ax"]
     if draw.chance(40):
         return [f"smsw {draw.memory(faulting=20)}"]
-    size, name = _size(draw), draw.one(("eax", "edx"))
+    size, name = 16 if draw.width == 32 else _size(draw), draw.one(("eax", "edx"))
     high = (
         [f"movzwl %{name[1:]}, %{name}"] if (size, draw.width) == (32, 32) else []
     )  # undefined: SDM vol. 2, SMSW
