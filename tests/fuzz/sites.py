@@ -69,11 +69,8 @@ def _machine_status(draw: Draw) -> Lines:
         return [f"mov ${value}, %eax", "lmsw %ax"]
     if draw.chance(40):
         return [f"smsw {draw.memory(faulting=20)}"]
-    size, name = 16 if draw.width == 32 else _size(draw), draw.one(("eax", "edx"))
-    high = (
-        [f"movzwl %{name[1:]}, %{name}"] if (size, draw.width) == (32, 32) else []
-    )  # undefined: SDM vol. 2, SMSW
-    return [f"smsw %{draw.sized(name, size)}", *high]
+    size = 16 if draw.width == 32 else _size(draw)  # the upper half of a 32-bit one is undefined: SDM, SMSW
+    return [f"smsw %{draw.sized(draw.one(('eax', 'edx')), size)}"]
 
 
 @_named("clts")
