@@ -87,6 +87,8 @@ def _interrupt_return(draw: Draw, tags: set[str]) -> Lines:
     target, word = draw.label(), _word(draw)
     selector = draw.one(("KERNEL_CODE", "KERNEL_CODE", *CODE_SELECTORS))
     flags = draw.one((0x2, 0x202, 0xED7, 0x40002, 0x3002, 0x10002, 0x200002, 0x102))
+    if flags & 0x100:
+        tags.add("single-step")
     outer = ["mov %rsp, %r8", f"pushq ${draw.one(('KERNEL_DATA', 'KERNEL_DATA', '0', 'ABSENT'))}", "push %r8"]
     frame = [f"push{word} ${flags:#x}", f"push{word} ${selector}", f"push{word} ${target}"]
     return [
