@@ -245,7 +245,7 @@ class VCpu:
             software = bool(state.exception_is_int)
             error_code = state.error_code
             state.old_exception = -1
-            if not software:
+            if not software and vector != fl.DB:  # those come when an instruction is over, or none began
                 self._computed_flags()
             events.exception(vector, error_code, software)
 
@@ -353,12 +353,15 @@ class VCpu:
         """Forget all cached address translations."""
         uclib.uc_ctl(self.handle, ctypes.c_int(uc_const.UC_CTL_TLB_FLUSH | 1 << 30))
 
-    def _computed_flags(self) -> None:
+    def _computed_flags(self, missed_page: int = -1) -> None:
         """After a fault: in front of a hook on an instruction the emulator computes the flags, but when that
-        very instruction faults it still names the operation that they come from."""
+        very instruction faults it still names the operation that they come from. Where the page that was
+        missed is the instruction's own, it did not begin."""
         state = self.state
         base = 0 if self.code_width == 64 else state.segments[fl.CS].base
         at = base + state.rip
+        if at & ~0xFFF == missed_page:
+            return
         if state.cc_op != 1 and (at in self._hooked or any(at in hooked for hooked in self._hooked_ranges)):
             state.cc_op = 1
 
@@ -537,6 +540,8 @@ class VCpu:
         """Let the emulator run from `start` on; its error code."""
         self._executing = True
         error = uclib.uc_emu_start(self.handle, start, 0, 0, 0)
+        if error == uc_const.UC_ERR_EXCEPTION and self.control.fault == PAGE_FAULT:
+            self._computed_flags(self.control.fault_page)
         flags = self.rflags
         self._executing = False
         self.state.eflags = flags
