@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ class RecordingCpu:
     roots: list[int] = field(default_factory=list)
     flushes: int = 0
     task_switched: bool = False
+    breakpoints: tuple[int, ...] = ()
     bases: dict[str, int] = field(default_factory=dict)
 
     def set_page_table(self, root: int) -> None:
@@ -41,6 +43,9 @@ class RecordingCpu:
 
     def set_segment_base(self, register: str, base: int) -> None:
         self.bases[register] = base
+
+    def set_breakpoints(self, registers: Sequence[int]) -> None:
+        self.breakpoints = tuple(registers)
 
     def reload_tables(self) -> None:
         self.flushes += 1

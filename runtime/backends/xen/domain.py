@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,6 +32,7 @@ class Cpu(Protocol):
     def set_task_switched(self, value: bool) -> None: ...
     def set_segment_base(self, register: str, base: int) -> None: ...
     def reload_tables(self) -> None: ...
+    def set_breakpoints(self, registers: Sequence[int]) -> None: ...
 
 
 class PhysicalInterrupt(Protocol):

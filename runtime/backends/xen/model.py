@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pvpatch.abi.errors import ImageError
 from runtime.backends import Hypervisor
+from runtime.backends.xen.breakpoints import Breakpoints
 from runtime.backends.xen.code import CodePages
 from runtime.backends.xen.construction import Construction, Wiring
 from runtime.backends.xen.cpuid import pv_cpuid
@@ -94,6 +95,11 @@ class DomainCpu:
     def reload_tables(self) -> None:
         self._model.map_descriptor_tables()
 
+    def set_breakpoints(self, registers: Sequence[int]) -> None:
+        """A translated domain's registers only remember."""
+        if self._model.breakpoints is not None:
+            self._model.breakpoints.changed(registers)
+
 
 class XenHypervisor(Hypervisor):
     """One domain on one CPU."""
@@ -111,6 +117,7 @@ class XenHypervisor(Hypervisor):
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
         self.code = CodePages()
+        self.breakpoints: Breakpoints | None = None
         self.ports_execute = not is_own_guest(machine)
 
     def code_reader(self) -> CodeReader:
@@ -132,6 +139,7 @@ class XenHypervisor(Hypervisor):
         self.traps = Traps(domain, machine.cpu)
         self.emulator = Emulator(domain, machine.cpu, machine, self.parts.write_hypercall_page)
         self.page_writes = PageTableWrites(domain, machine.cpu)
+        self.breakpoints = Breakpoints(machine, self._machine_address, self._breakpoint)
         domain.timers.fired = domain.timer_fired
         domain.timers.watchdog_barked = lambda: machine.crash("the guest's watchdog timed out")
         return self._entry_state()
@@ -351,6 +359,18 @@ class XenHypervisor(Hypervisor):
 
     def _crash(self, crash: DomainCrashError) -> None:
         self.machine.crash(f"domain_crash: d{self.domain.domid}v0 {crash}")
+
+    # -- debugging -----------------------------------------------------------------------------
+
+    def _machine_address(self, linear: int) -> int | None:
+        found = self.domain.tables.walk(self.domain.space.root(), linear)
+        return None if found is None else found.address
+
+    def _breakpoint(self, bits: int, is_fault: bool) -> None:
+        """#DB of a breakpoint, for an instruction a fault: DR6 says which."""
+        self.domain.debug_registers[6] |= bits
+        self._guarded(lambda: self.traps.exception(fl.DB, 0, False, is_fault))
+        self.machine.cpu.set_waiting(self.interrupt_waiting())
 
     # -- traps ---------------------------------------------------------------------------------
 

@@ -95,8 +95,11 @@ class Traps:
 
     # -- into the guest ------------------------------------------------------------------------
 
-    def exception(self, vector: int, error_code: int, pushes_error: bool) -> None:
-        """Bounce an exception through the guest's trap table. Raises DomainCrashError without a handler."""
+    def exception(
+        self, vector: int, error_code: int, pushes_error: bool, is_fault: bool | None = None
+    ) -> None:
+        """Bounce an exception through the guest's trap table; `is_fault` says of a #DB that it is none of the
+        traps that most are. Raises DomainCrashError without a handler."""
         trap = self.domain.traps.get(vector)
         if trap is None or not trap.address:
             name = fl.EXCEPTION_NAMES.get(vector, "unknown")
@@ -104,7 +107,8 @@ class Traps:
         self._count(f"trap {vector}")
         code = error_code if pushes_error else None
         context = self._context()
-        if vector not in (fl.DB, fl.BP, fl.OV):  # the processor had set RF in the frame that Xen passes on
+        is_fault = vector not in (fl.DB, fl.BP, fl.OV) if is_fault is None else is_fault
+        if is_fault:  # the processor had set RF in the frame that Xen passes on
             context = replace(context, rflags=context.rflags | fl.RF)
         self._bounce(trap.cs, trap.address, code, trap.mask_events, context)
 

@@ -13,6 +13,7 @@ from runtime.backends.xen.layout import ERRNO
 __all__: list[str] = []
 
 CR4_DE = 8
+DR6 = 6
 DR6_FIXED = 0xFFFF0FF0
 DR7_FIXED = 0x400
 
@@ -45,6 +46,8 @@ def set_debugreg(domain: Domain, arguments: Sequence[int]) -> int:
     else:
         raise XenError(ERRNO.ENODEV, f"no DR{number}")
     domain.debug_registers[number] = value
+    if number != DR6:
+        domain.cpu.set_breakpoints(domain.debug_registers)
     return 0
 
 

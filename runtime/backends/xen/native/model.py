@@ -13,6 +13,7 @@ bounce frames, events and timers are the same code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,9 @@ class _ShadowedCpu:
             shadow.flush()
         else:
             shadow.invalidate(address)
+
+    def set_breakpoints(self, registers: Sequence[int]) -> None:
+        """The debug registers of a translated domain only remember."""
 
     def set_task_switched(self, value: bool) -> None:
         cpu = self._model.machine.cpu
