@@ -115,6 +115,8 @@ def _no_cell(site: Patchable, reach: Reach) -> str:
     call = spec.call(site.binding.call)
     if reach.kind == "absolute":
         return "no stack is known to exist, and its thunk is reached by a call"
+    if call.flags == "if" and call.replaces[site.form].insn == "sti":
+        return "no stack is known to exist, and what stands in its shadow would lose it"
     if not spec.is_stackless(call, call.replaces[site.form]):
         return "no stack is known to exist, and what it does needs one"
     return ""

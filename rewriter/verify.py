@@ -17,6 +17,7 @@ from pvpatch.abi.errors import SelfCheckError
 from rewriter.emit.assembly import Encoded, Item
 from rewriter.emit.patch import PatchJob
 from rewriter.emit.relocate import is_direct_branch, is_direct_call
+from rewriter.emit.thunk import BODY
 from rewriter.tactics import Window
 
 __all__ = ["VerificationError", "same_operation", "verify"]
@@ -127,17 +128,34 @@ def _check_boundaries(encoded: Encoded, data: bytes, bits: int) -> None:
 
 
 def _check_origins(job: PatchJob, window: Window, encoded: Encoded) -> None:
-    """Every instruction that moved appears once, in order, and does what it did."""
-    moved = [(item.origin, item.instruction) for item in encoded.items if item.origin is not None]
+    """Every instruction that moved does what it did, and all of the window's are there in their order."""
     shift = window.bits // 8 if job.reach.kind == "absolute" else 0
     homes = {origin: home for origin, home in encoded.homes.items() if origin != window.start}
-    for origin, instruction in moved:
-        original = job.view.at(origin)
-        if original is None or not same_operation(original, instruction, shift, homes):
-            raise VerificationError(f"'{original}' at {origin:#x} became '{instruction}'")
-    order = [origin for origin, _ in moved]
-    if order != sorted(order):
+    order = []
+    for item in encoded.items:
+        if item.origin is None:
+            continue
+        original = job.view.at(item.origin)
+        if original is None or not same_operation(original, item.instruction, shift, homes):
+            raise VerificationError(f"'{original}' at {item.origin:#x} became '{item.instruction}'")
+        order.append(item.origin)
+    mainline = order[: len(order) - _copies(encoded)]
+    if mainline != sorted(mainline):
         raise VerificationError(f"the window at {window.start:#x} lost its order")
+    if job.reach.kind == "relative" and not set(window.instructions) <= set(mainline):
+        raise VerificationError(f"the window at {window.start:#x} lost an instruction")
+
+
+def _copies(encoded: Encoded) -> int:
+    """Moved instructions in the bodies of cells, which stand behind the mainline."""
+    first = min(
+        (offset for label, offset in encoded.labels.items() if label.name == BODY),
+        default=len(encoded.data),
+    )
+    return sum(
+        item.origin is not None and start >= first
+        for start, item in zip(encoded.starts, encoded.items, strict=True)
+    )
 
 
 def same_operation(

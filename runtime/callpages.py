@@ -97,7 +97,8 @@ def _cells(locator: Locator, data: bytes, start: int) -> tuple[Cell, ...]:
     if len(table) < locator.cell_count * CELL_SIZE:
         raise ImageError("the cell table lies outside the segment with its locator")
     cells = unpack_cells(table, locator.resident_size)
-    if not locator.off_page32:
+    pages = {32: locator.off_page32, 64: locator.off_page64}
+    if not all(pages.get(cell.width) for cell in cells):
         raise ImageError("the patched image has cells and no call page of their width")
     return cells
 
@@ -135,9 +136,10 @@ def _header_field(name: str) -> tuple[int, int]:
 
 
 class CallCounter:
-    """Counts entries to every slot in machine code, at each address where the page is known to be."""
+    """Counts ABI calls in machine code: entries to every slot, and where the guest keeps its privilege the
+    cells that run, each at every address where it is known to be."""
 
-    def __init__(self, cpu: VCpu, image: PatchedImage) -> None:
+    def __init__(self, cpu: VCpu, image: PatchedImage, *, cells_run: bool) -> None:
         spec = load_spec()
         self._names = [call.name for call in spec.calls]
         self._counts = (ctypes.c_uint64 * len(self._names))()
@@ -147,7 +149,18 @@ class CallCounter:
                 offset = slot_offset(number)
                 for address in {page.physical + offset, page.virtual + offset}:
                     cpu.count_executions(address, base + number * 8)
+        self._cells = image.cells if cells_run else ()
+        self._first = min((cell.offset for cell in self._cells), default=0)
+        if self._cells:
+            size = max(cell.offset for cell in self._cells) - self._first + 1
+            self._runs = (ctypes.c_uint64 * size)()
+            locator = image.locator
+            for start in {locator.resident_phys, locator.resident_virt}:
+                cpu.count_each(start + self._first, self._runs)
 
     def entries(self) -> dict[str, int]:
         """Calls by name, those never made left out, in the specification's order."""
-        return {name: self._counts[i] for i, name in enumerate(self._names) if self._counts[i]}
+        counts = list(self._counts)
+        for cell in self._cells:
+            counts[cell.call] += self._runs[cell.offset - self._first]
+        return {name: count for name, count in zip(self._names, counts, strict=True) if count}

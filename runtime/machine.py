@@ -196,7 +196,8 @@ class Machine:
                 code = self.hypervisor.page_code(page.width)
                 if code is not None:
                     install_page(self.memory, page, code)
-            self._calls = CallCounter(self.cpu, self.patched)
+            keeps_privilege = not any(self.capabilities.privilege.values())
+            self._calls = CallCounter(self.cpu, self.patched, cells_run=keeps_privilege)
             own = self.hypervisor.is_own_code
             self.presenter = Presenter(self.patched, self.cpu, self.memory, self.linear, own)
         self._enter(self.hypervisor.start(entry))

@@ -18,6 +18,8 @@ from pvpatch.abi.spec import Spec, load_spec
 __all__ = [
     "CALL_PAGE_SIZE",
     "CELL",
+    "CELL_COVERED",
+    "CELL_REACH",
     "CELL_SIZE",
     "HEADER",
     "HEADER_SIZE",
@@ -55,6 +57,10 @@ LOCATOR_SIZE = 80
 LOCATOR_ALIGN = 16
 CELL_SIZE = 16
 ORIGIN_SIZE = 12
+CELL_COVERED = 1
+"""Flag of a cell inside the one before it, whose shadow it stands in: a loader leaves it as it is."""
+CELL_REACH = 129
+"""The most bytes from a cell to its body: a jump of two bytes goes 127 further than its own end."""
 VCPU_PAGE_SIZE = 4096
 
 CALL_PAGE_SIZE = load_spec().page_size
@@ -174,15 +180,16 @@ LOCATOR = _lay_out(
 
 CELL = _lay_out(
     "pv_cell",
-    "One record of the cell table: an instruction in the stackless form (since 1.1).",
+    "One record of the cell table: a native instruction and the call that it stands for (since 1.1).",
     CELL_SIZE,
     [
         Field("offset", 4, "of the instruction, from the start of the resident"),
         Field("call", 2, "number of the call that it stands for"),
         Field("form", 2, "which of the call's forms it is, counted from 0"),
         Field("length", 2, "bytes until the code behind it"),
-        Field("width", 2, "of the code, bits"),
-        Field("reserved", 4, "zero"),
+        Field("width", 1, "of the code, bits"),
+        Field("flags", 1, "bit 0: inside the cell before it, in whose shadow it stands (since 1.2)"),
+        Field("body", 4, "of the same as a call, from the start of the resident, 0 none (since 1.2)"),
     ],
 )
 
@@ -393,36 +400,60 @@ def unpack_locator(data: bytes, offset: int = 0) -> Locator:
 
 @dataclass(frozen=True)
 class Cell:
-    """An instruction in the stackless form: offset from the start of the resident and length in bytes, the
-    number of its call, and which of the call's forms it is."""
+    """A native instruction of the image: offset from the start of the resident, length in bytes, number and
+    form of its call; `body` is the offset of the same as a call, 0 where no stack is known to exist."""
 
     offset: int
     call: int
     form: int
     length: int
     width: int = field(default_factory=lambda: load_spec().cells.width)
+    body: int = 0
+    covered: bool = False
+    """Inside the cell before it, in whose shadow it stands."""
 
 
 def pack_cells(cells: Iterable[Cell]) -> bytes:
     """The cell table."""
     return b"".join(
-        struct.pack(CELL.format, cell.offset, cell.call, cell.form, cell.length, cell.width, 0)
+        struct.pack(
+            CELL.format, cell.offset, cell.call, cell.form, cell.length, cell.width,
+            CELL_COVERED if cell.covered else 0, cell.body,
+        )
         for cell in cells
     )
 
 
 def unpack_cells(data: bytes, resident_size: int) -> tuple[Cell, ...]:
     """The cells of a table; ImageError for one that names no call, no form, or no place in the resident."""
-    spec = load_spec()
     found = []
-    for offset, number, form, length, width, _ in struct.iter_unpack(CELL.format, data):
-        forms = spec.calls[number].replaces if number < len(spec.calls) else ()
-        if form >= len(forms) or not spec.is_stackless(spec.calls[number], forms[form]):
-            raise ImageError("the cell table of the patched image names a call that has no stackless form")
-        if width != spec.cells.width or length < spec.cells.least or offset + length > resident_size:
-            raise ImageError("the cell table of the patched image is damaged")
-        found.append(Cell(offset, number, form, length, width))
+    for offset, number, form, length, width, flags, body in struct.iter_unpack(CELL.format, data):
+        cell = Cell(offset, number, form, length, width, body, bool(flags & CELL_COVERED))
+        _check_cell(cell, flags, resident_size)
+        found.append(cell)
     return tuple(found)
+
+
+def _check_cell(cell: Cell, flags: int, resident_size: int) -> None:
+    """Raises ImageError for a cell that cannot be."""
+    spec = load_spec()
+    forms = spec.calls[cell.call].replaces if cell.call < len(spec.calls) else ()
+    alone = not cell.body and not cell.covered
+    if cell.form >= len(forms) or (alone and not spec.is_stackless(spec.calls[cell.call], forms[cell.form])):
+        raise ImageError("the cell table of the patched image names a call that has no stackless form")
+    widths = (spec.cells.width,) if alone else forms[cell.form].widths
+    least = 1 if cell.covered else spec.cells.least
+    right = (
+        flags in (0, CELL_COVERED)
+        and cell.width in widths
+        and cell.length >= least
+        and cell.offset + cell.length <= resident_size
+    )
+    if cell.body:
+        reached = cell.length <= cell.body - cell.offset <= CELL_REACH
+        right = right and reached and not cell.covered and cell.body < resident_size
+    if not right:
+        raise ImageError("the cell table of the patched image is damaged")
 
 
 @dataclass(frozen=True)

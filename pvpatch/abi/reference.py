@@ -48,21 +48,29 @@ structure is read that the architecture does not define.
   slot or of the instruction inside it, not of the site.
 - A loader MUST refuse an image whose major version is not its own or whose minor version is higher.
 
-## Where there is no stack: cells
+## Cells
 
-Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base
-and limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no
-register may be touched. Such a site takes the **stackless form** (since 1.1): it jumps to its own
-instruction, moved to a place in the resident block that the image declares, a *cell*. The locator names the
-table of all cells, one `struct pv_cell` each. The form needs no stack, no register and no flag, only room
-for one jump at the site.
+A site jumps to its own instruction, moved to a place in the resident block that the image declares, a
+*cell*. The locator names the table of all cells, one `struct pv_cell` each. What runs at privilege 0 is then the
+instruction itself, whatever its prefixes, operands and descriptors are, on the site's registers and stack.
+Since 1.2 a cell may name its *body*: code in reach of a jump of {least} bytes that does the same by calling the
+slot, and goes on where the cell does. A row with flag bit 0 is inside the cell before it, as the instruction in
+the shadow of STI, MOV SS or POP SS: it tells what runs there, and nothing may be changed.
 
 - A cell holds the instruction and, {least} bytes or more behind its start, the code that follows. It MUST be
   correct as it is: bare hardware, and a backend that runs kernels at privilege 0, execute it.
 - A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those,
-  when it replaces the call pages. It MUST then do what the call says, with the operands that the form says,
-  on the guest's registers as they are at the cell, and go on behind the cell, or at the target of a jump,
-  having changed nothing but the call's results.
+  when it replaces the call pages: by a jump to the body where there is one.
+- While the guest is in a body or in a call page, a backend MUST NOT deliver an interrupt: between two
+  instructions of the guest it comes before the first byte of a cell or outside the thunk.
+
+Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base
+and limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no
+register may be touched. A cell there takes the **stackless form** (since 1.1): it has no body.
+
+- A backend whose guests have less privilege MUST do at such a cell what the call says, with the operands that
+  the form says, on the guest's registers as they are at the cell, and go on behind the cell, or at the target
+  of a jump, having changed nothing but the call's results.
 - Calls that have the form are marked *stackless*; it is for those of their forms that name no stack word and
   are one instruction.
 - A fault of a call made for a cell comes on whatever stack the backend has lent it: the guest has none.

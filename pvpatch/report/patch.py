@@ -126,7 +126,7 @@ def _lines(produced: Produced, cost: Cost) -> list[tuple[str, str]]:
             rows += [(f"    {reason}", f"{count:,}") for reason, count in reasons.most_common()]
     sizes = _sizes(produced)
     manifest = produced.manifest
-    cells = sum(site.cell is not None for site in sites)
+    cells = sum(site.stackless for site in sites)
     rows += [("stackless", f"{cells} sites, each an instruction in a cell")] if cells else []
     faulting = _may_fault(produced)
     rows += [

@@ -85,23 +85,29 @@ class Item:
 
     ``origin`` is the address of the guest's instruction that this one re-creates, if any;
     ``target`` the label it branches to, if it branches inside the assembly. ``relative``
-    (label, address): its displacement is the distance from the label to the address.
+    (label, address): its displacement is the distance from the label to the address. ``site`` is
+    the address of the guest's instruction that it serves, None for the way back. ``raw`` are its
+    bytes where those of the guest are kept, redundant prefixes included.
     """
 
     instruction: Instruction
     target: Label | None = None
     origin: int | None = None
     relative: tuple[Label, int] | None = None
+    site: int | None = None
+    raw: bytes = b""
 
 
 @dataclass(frozen=True)
 class Stand:
     """From ``offset`` in the code on, what runs stands for the guest's instruction at ``address``;
-    ``leaves``: it goes on in a slot that does not come back."""
+    ``leaves``: it goes on in a slot that does not come back; ``called``: the return address of the site's
+    own call, where it made one, is still on the stack."""
 
     offset: int
     address: int
     leaves: bool = False
+    called: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Encoded:
     """Bytes of an assembly at one address, with the instructions as they were meant.
 
     ``homes`` says where the code for each of the guest's instructions begins now, ``stands`` what each
-    piece of the code stands for, in order.
+    piece of the code stands for, in order, ``labels`` the offset of each label.
     """
 
     address: int
@@ -118,6 +124,7 @@ class Encoded:
     items: tuple[Item, ...]
     homes: Mapping[int, int]
     stands: tuple[Stand, ...] = ()
+    labels: Mapping[Label, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,9 +133,11 @@ class Assembly:
 
     bits: int
     items: list[Item] = field(default_factory=list)
+    serving: int | None = None
+    """The guest's instruction that what is appended next serves (`Item.site`)."""
     _labels: dict[Label, int] = field(default_factory=dict)
     _homes: dict[int, int] = field(default_factory=dict)
-    _stands: list[tuple[int, int, bool]] = field(default_factory=list)
+    _stands: list[tuple[int, int, bool, bool]] = field(default_factory=list)
 
     @property
     def word(self) -> int:
@@ -143,7 +152,13 @@ class Assembly:
 
     def add(self, instruction: Instruction, target: Label | None = None, origin: int | None = None) -> None:
         """Append one instruction."""
-        self.items.append(Item(instruction, target, origin))
+        self.items.append(Item(instruction, target, origin, site=self.serving))
+
+    def keep(self, instruction: Instruction, code: bytes) -> None:
+        """Append a guest's instruction with its own bytes ``code``; encoded anew where they depend on its
+        place, or are not given."""
+        raw = b"" if instruction.is_ip_rel_memory_operand else code
+        self.items.append(Item(instruction.copy(), None, instruction.ip, site=self.serving, raw=raw))
 
     def place(self, label: Label) -> None:
         """Define ``label`` here."""
@@ -151,11 +166,11 @@ class Assembly:
 
     def mark(self, address: int) -> None:
         """The code for the guest's instruction at ``address`` begins here."""
-        self._homes[address] = len(self.items)
+        self._homes.setdefault(address, len(self.items))
 
-    def stand_for(self, address: int, *, leaves: bool = False) -> None:
+    def stand_for(self, address: int, *, leaves: bool = False, called: bool = True) -> None:
         """What follows stands for the guest's instruction at ``address``; see ``Stand``."""
-        self._stands.append((len(self.items), address, leaves))
+        self._stands.append((len(self.items), address, leaves, called))
 
     def pointer(self, place: Place) -> MemoryOperand:
         """The iced operand of a place."""
@@ -280,7 +295,7 @@ class Assembly:
         operand = MemoryOperand(self.register(0), Register.NONE, 1, 0x7FFFFFFF, self.word)
         code = Code.LEA_R64_M if self.bits == 64 else Code.LEA_R32_M
         instruction = Instruction.create_reg_mem(code, self.register(0), operand)
-        self.items.append(Item(instruction, relative=(label, address)))
+        self.items.append(Item(instruction, relative=(label, address), site=self.serving))
 
     def call_label(self, label: Label) -> None:
         """Direct CALL to a label."""
@@ -326,18 +341,22 @@ class Assembly:
                 label, goal = item.relative
                 distance = goal - (address + starts[self._labels[label]])
                 instruction.memory_displacement = distance & (2**self.bits - 1)
-            size = encoder.encode(instruction, address + starts[index])
-            if size != starts[index + 1] - starts[index]:
+            code = item.raw or _encode(encoder, instruction, address + starts[index])
+            if len(code) != starts[index + 1] - starts[index]:
                 raise ValueError(f"{instruction}: size changed between the passes")
-            data += encoder.take_buffer()
-            finished.append(Item(instruction, None, item.origin))
+            data += code
+            finished.append(Item(instruction, None, item.origin, site=item.site))
         homes = {origin: address + starts[index] for origin, index in self._homes.items()}
-        stands = tuple(Stand(starts[index], place, leaves) for index, place, leaves in self._stands)
-        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes, stands)
+        stands = tuple(Stand(starts[index], *stand) for index, *stand in self._stands)
+        labels = self._offsets(starts)
+        return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes, stands, labels)
 
-    def size(self, address: int) -> int:
-        """Bytes that ``encode`` would give."""
-        return self._measure(address)[-1]
+    def labels(self, address: int) -> dict[Label, int]:
+        """Offset of each label in what ``encode`` would give at ``address``, and about as far elsewhere."""
+        return self._offsets(self._measure(address))
+
+    def _offsets(self, starts: list[int]) -> dict[Label, int]:
+        return {label: starts[index] for label, index in self._labels.items()}
 
     def _measure(self, address: int) -> list[int]:
         encoder = Encoder(self.bits)
@@ -346,9 +365,14 @@ class Assembly:
             instruction = item.instruction
             if item.target is not None:
                 instruction = _aim(instruction.copy(), address + starts[-1])
-            starts.append(starts[-1] + encoder.encode(instruction, address + starts[-1]))
-            encoder.take_buffer()
+            code = item.raw or _encode(encoder, instruction, address + starts[-1])
+            starts.append(starts[-1] + len(code))
         return starts
+
+
+def _encode(encoder: Encoder, instruction: Instruction, address: int) -> bytes:
+    encoder.encode(instruction, address)
+    return bytes(encoder.take_buffer())
 
 
 def _aim(instruction: Instruction, target: int) -> Instruction:

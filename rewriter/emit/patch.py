@@ -9,21 +9,20 @@ from functools import partial
 from pvpatch.abi.errors import ImageError
 from rewriter.bind_sites import Bound, bind_sites
 from rewriter.emit import elf_writer, flat_writer
-from rewriter.emit.assembly import Assembly
 from rewriter.emit.boot_fields import extended_ranges, range_reason, write_fields, zeroed_range
 from rewriter.emit.edits import Edits
 from rewriter.emit.entries import redirections, stub_entries, uncovered_entry
 from rewriter.emit.entry import Entry
 from rewriter.emit.memory_use import asks_for_map, named_addresses
+from rewriter.emit.pieces import Moved, pieces_of
 from rewriter.emit.placement import Placement, Requirement, place
 from rewriter.emit.reach import FILL, Reach, enter_absolute, enter_relative, enter_short
-from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
-from rewriter.emit.thunk import Piece, compose_absolute, compose_relative
+from rewriter.emit.resident import Resident, ThunkRequest, build_resident
+from rewriter.emit.thunk import Thunk, compose_absolute, compose_relative
 from rewriter.image import Image
 from rewriter.image.loading import load_ranges
 from rewriter.plan import Plan, make_plan
 from rewriter.tactics import Context, Window, Windows
-from rewriter.tactics.liveness import dead_registers, red_zone_live
 from rewriter.tactics.view import CodeView
 from rewriter.tactics.window import needs_return_address
 
@@ -41,7 +40,7 @@ class PatchJob:
     reach: Reach
     bound: Bound
     plan: Plan
-    pieces: dict[int, tuple[Piece, ...]]
+    moved: dict[int, Moved]
     resident: Resident
     edits: Edits
     block_offset: int
@@ -72,8 +71,9 @@ def patch_payload(
     plan = make_plan(view, reach, bound)
     _refuse_unloaded(image, plan)
     context = Context(view, reach, bound.sites, bound.kept, Windows())
-    pieces = {window.start: _pieces(view, bound, window) for window in plan.windows}
-    requests = tuple(_request(image, context, window, pieces[window.start]) for window in plan.windows)
+    windows = Windows.of(plan.windows)
+    moved = {window.start: pieces_of(view, bound, windows, window) for window in plan.windows}
+    requests = tuple(_request(image, context, window, moved[window.start]) for window in plan.windows)
     entries = tuple(Entry(point) for point in stub_entries(image))
     edits = Edits(image.payload)
     if image.kind == "flat" and image.setup_header is not None:
@@ -93,7 +93,7 @@ def patch_payload(
     _redirect_code(image, resident, edits)
     write_fields(image, extended_ranges(image, resident) + redirections(image, resident, delta), edits)
     warnings = tuple(filter(None, (placement.warning, uncovered_entry(image))))
-    return PatchJob(image, view, reach, bound, plan, pieces, resident, edits, block_offset, warnings)
+    return PatchJob(image, view, reach, bound, plan, moved, resident, edits, block_offset, warnings)
 
 
 def _refuse_unloaded(image: Image, plan: Plan) -> None:
@@ -172,45 +172,17 @@ def _widths(plan: Plan) -> tuple[int, ...]:
     return tuple(sorted({window.bits for window in plan.windows})) or (32,)
 
 
-def _pieces(view: CodeView, bound: Bound, window: Window) -> tuple[Piece, ...]:
-    pieces: list[Piece] = []
-    for address in window.instructions:
-        if address in bound.paired:
-            continue
-        instruction = view.at(address)
-        assert instruction is not None
-        site = bound.sites.get(address)
-        if site is None:
-            pieces.append(Piece(instruction))
-            continue
-        if site.stackless:
-            pieces.append(Piece(instruction, site.binding, cell=True))
-            continue
-        dead = dead_registers(view, site.end, window.bits) if site.binding.loads_ss else ()
-        live = not site.binding.jump and red_zone_live(view, site.end)
-        pieces.append(Piece(instruction, site.binding, live, dead))
-    return tuple(pieces)
-
-
-def _request(image: Image, context: Context, window: Window, pieces: tuple[Piece, ...]) -> ThunkRequest:
+def _request(image: Image, context: Context, window: Window, moved: Moved) -> ThunkRequest:
     segment = image.segment_at(window.start)
     assert segment is not None
-    end = window.end if window.returns else None
-    compose: Callable[[Callable[[int], int]], Assembly]
+    compose: Callable[[Callable[[int], int]], Thunk]
     if context.reach.kind == "relative":
-        compose = partial(compose_relative, window.bits, pieces, end)
-        cells = tuple(
-            CellRequest(address, site.binding.number, site.form)
-            for address, site in ((address, context.sites[address]) for address in window.sites)
-            if site.stackless
-        )
+        compose = partial(compose_relative, window.bits, moved.pieces, moved.end)
         delta = segment.vaddr - segment.paddr
-        return ThunkRequest(
-            window.start, window.bits, delta, compose, cells=cells, end=window.end, cave=window.cave
-        )
+        return ThunkRequest(window.start, window.bits, delta, compose, end=window.end, cave=window.cave)
     anchor = window.entry + context.reach.size(window.bits)
     called = needs_return_address(context, window)
-    compose = partial(_compose_absolute, window.bits, pieces, anchor, end, called)
+    compose = partial(_compose_absolute, window.bits, moved, anchor, called)
     return ThunkRequest(
         window.start,
         window.bits,
@@ -224,14 +196,9 @@ def _request(image: Image, context: Context, window: Window, pieces: tuple[Piece
 
 
 def _compose_absolute(
-    bits: int,
-    pieces: tuple[Piece, ...],
-    anchor: int,
-    end: int | None,
-    called: bool,
-    slot: Callable[[int], int],
-) -> Assembly:
-    return compose_absolute(bits, pieces, anchor, end, slot, called=called)
+    bits: int, moved: Moved, anchor: int, called: bool, slot: Callable[[int], int]
+) -> Thunk:
+    return compose_absolute(bits, moved.pieces, anchor, moved.end, slot, called=called)
 
 
 # ---- what is written over the image ---------------------------------------------------------

@@ -152,6 +152,7 @@ def _sites(job: PatchJob, scan: ScanResult) -> tuple[Site, ...]:
                 thunk,
                 bound.binding.number if bound is not None else None,
                 _cell_of(job, decision),
+                bound is not None and bound.stackless and decision.window is not None,
             )
         )
     return tuple(rows)
@@ -159,7 +160,7 @@ def _sites(job: PatchJob, scan: ScanResult) -> tuple[Site, ...]:
 
 def _cell_of(job: PatchJob, decision: Decision) -> int | None:
     """The address of a site's cell, in the mapping that its thunk's address is of."""
-    cell = job.resident.cells.get(decision.address)
+    cell = job.resident.cells.get((decision.window or 0, decision.address))
     if cell is None or decision.window is None:
         return None
     inside = cell.offset - job.resident.thunk_offsets[decision.window]

@@ -17,6 +17,7 @@ __all__ = [
     "ends_block",
     "is_direct_branch",
     "is_direct_call",
+    "push_return",
     "relocate",
     "relocate_to",
 ]
@@ -124,7 +125,12 @@ def call_from(asm: Assembly, instruction: Instruction) -> None:
     Code finds itself by its return address (the i386 "get pc" idiom), and backtraces and
     unwinders look it up, so the thunk must not show there.
     """
-    back = instruction.next_ip
+    push_return(asm, instruction.next_ip)
+    asm.jump(instruction.near_branch_target, origin=instruction.ip)
+
+
+def push_return(asm: Assembly, back: int) -> None:
+    """Push the address ``back`` of the guest's code, wherever the code runs; no flag changes."""
     if asm.bits == 64:
         asm.push(0)
         asm.address(0, Place(displacement=back, rip=True))
@@ -139,4 +145,3 @@ def call_from(asm: Assembly, instruction: Instruction) -> None:
         asm.add_relative(here, back)
         asm.store(Place(SP, displacement=asm.word), 0)
         asm.pop(0)
-    asm.jump(instruction.near_branch_target, origin=instruction.ip)

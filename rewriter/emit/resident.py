@@ -7,7 +7,7 @@ reach it before paging and after; pointers in it are physical (absolute reach).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pvpatch.abi.layout import (
@@ -23,24 +23,16 @@ from pvpatch.abi.layout import (
 )
 from pvpatch.abi.page import build_bare_page
 from pvpatch.abi.spec import load_spec
-from rewriter.emit.assembly import Assembly, Encoded
+from rewriter.emit.assembly import Encoded, Label
 from rewriter.emit.entry import MAP_BUFFER, STACK, Entry, Stub, StubPlace, assemble_stubs
+from rewriter.emit.thunk import CellPlace, Thunk
 
-__all__ = ["CellRequest", "Part", "Resident", "ThunkRequest", "build_resident"]
+__all__ = ["Part", "Resident", "ThunkRequest", "build_resident"]
 
 PAGE = 4096
 _THUNK_ALIGN = 16
 _POINTER = 8
 _STUB_ROOM = 4096  # the stub is placed before its size is known; it is measured against this
-
-
-@dataclass(frozen=True)
-class CellRequest:
-    """A site in a thunk that takes the stackless form: its address, and which call and form it is."""
-
-    site: int
-    call: int
-    form: int
 
 
 @dataclass(frozen=True)
@@ -54,9 +46,8 @@ class ThunkRequest:
     window: int
     bits: int
     delta: int
-    compose: Callable[[Callable[[int], int]], Assembly]
+    compose: Callable[[Callable[[int], int]], Thunk]
     pointer: bool = False
-    cells: tuple[CellRequest, ...] = ()
     end: int = 0
     cave: int | None = None
     anchor: int | None = None
@@ -79,8 +70,8 @@ class Resident:
     parts: tuple[Part, ...]
     thunks: dict[int, Encoded]
     thunk_offsets: dict[int, int]
-    cells: dict[int, Cell]
-    """By the address of the site."""
+    cells: dict[tuple[int, int], Cell]
+    """By the addresses of the window and of the site."""
     pointers: dict[int, int]
     stub: Stub
     size: int
@@ -121,12 +112,7 @@ def build_resident(
     """
     layout = _lay_out(widths, sum(request.pointer for request in requests))
     assert layout.pages is not None
-    thunks, offsets, end = _encode_thunks(physical, layout, requests)
-    cells = {
-        cell.site: _cell(cell, thunks[request.window], offsets[request.window])
-        for request in requests
-        for cell in request.cells
-    }
+    thunks, offsets, cells, end = _encode_thunks(physical, layout, requests)
     cell_table = pack_cells(cells.values())
     origins = [
         origin
@@ -191,9 +177,10 @@ def _lay_out(widths: tuple[int, ...], pointers: int) -> _Layout:
 
 def _encode_thunks(
     physical: int, layout: _Layout, requests: tuple[ThunkRequest, ...]
-) -> tuple[dict[int, Encoded], dict[int, int], int]:
+) -> tuple[dict[int, Encoded], dict[int, int], dict[tuple[int, int], Cell], int]:
     thunks: dict[int, Encoded] = {}
     offsets: dict[int, int] = {}
+    cells: dict[tuple[int, int], Cell] = {}
     at = layout.thunks
     pages = layout.pages or {}
     for request in requests:
@@ -204,23 +191,24 @@ def _encode_thunks(
         def slot(number: int, base: int = base, page: int = page, mask: int = mask) -> int:
             return (base + page + slot_offset(number)) & mask
 
-        assembly = request.compose(slot)
-        encoded = assembly.encode((base + at) & mask)
+        thunk = request.compose(slot)
+        encoded = thunk.assembly.encode((base + at) & mask)
         thunks[request.window] = encoded
         offsets[request.window] = at
+        for place in thunk.cells:
+            cells[request.window, place.site] = _cell(place, encoded.labels, at, request.bits)
         at = _up(at + len(encoded.data), _THUNK_ALIGN)
-    return thunks, offsets, at
+    return thunks, offsets, cells, at
 
 
-def _cell(request: CellRequest, thunk: Encoded, offset: int) -> Cell:
-    """Where a cell of a thunk came to lie. ValueError when it is too short for a loader's traps."""
-    first = thunk.starts.index(thunk.homes[request.site] - thunk.address)
-    least = load_spec().cells.least
-    ends = (*thunk.starts[first + 1 :], len(thunk.data))
-    length = next((end - thunk.starts[first] for end in ends if end - thunk.starts[first] >= least), 0)
-    if not length:
+def _cell(place: CellPlace, labels: Mapping[Label, int], offset: int, bits: int) -> Cell:
+    """Where a cell of a thunk came to lie. ValueError when it is too short for what a loader lays over it."""
+    start = labels[place.start]
+    length = labels[place.end] - start
+    if length < load_spec().cells.least and not place.covered:
         raise ValueError("a cell is too short")
-    return Cell(offset + thunk.starts[first], request.call, request.form, length)
+    body = 0 if place.body is None else offset + labels[place.body]
+    return Cell(offset + start, place.call, place.form, length, bits, body, place.covered)
 
 
 def _origins(request: ThunkRequest, thunk: Encoded, offset: int, physical: int) -> list[Origin]:
@@ -238,7 +226,7 @@ def _origins(request: ThunkRequest, thunk: Encoded, offset: int, physical: int) 
         Origin(
             offset + stand.offset,
             distance(stand.address),
-            None if request.anchor is None else request.anchor - stand.address,
+            None if request.anchor is None or not stand.called else request.anchor - stand.address,
             stand.leaves,
             request.window < stand.address < request.end,
             stand.address == request.end,

@@ -57,7 +57,8 @@ class Addition:
 
 @dataclass(frozen=True)
 class Site:
-    """What became of one site; ``cell`` is the address of its instruction in the stackless form."""
+    """What became of one site; ``cell`` is the address of its instruction in the thunk, where it stands alone
+    if ``stackless``: no stack is known to exist for a call."""
 
     address: int
     offset: int
@@ -71,6 +72,7 @@ class Site:
     thunk: int | None = None
     slot: int | None = None
     cell: int | None = None
+    stackless: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,14 @@ class Windows:
     _starts: list[int] = field(default_factory=list)
     _by_start: dict[int, Window] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, windows: Iterable[Window]) -> Windows:
+        """Windows that were chosen before."""
+        made = cls()
+        for window in windows:
+            made.add(window)
+        return made
+
     def __iter__(self) -> Iterator[Window]:
         return (self._by_start[start] for start in self._starts)
 

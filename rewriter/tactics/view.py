@@ -90,6 +90,14 @@ class CodeView:
             return None
         return decode_one(region.data[offset : offset + length], region.widths[offset], address)
 
+    def code(self, address: int) -> bytes:
+        """The bytes of the known instruction at an address; empty when none is known."""
+        region = self.region(address)
+        if region is None:
+            return b""
+        offset = address - region.vaddr
+        return region.data[offset : offset + region.lengths[offset]]
+
     def before(self, address: int) -> Instruction | None:
         """The known instruction that ends where an address begins."""
         region = self.region(address)

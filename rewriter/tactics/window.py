@@ -2,8 +2,8 @@
 
 A window is allowed only if no branch target lies inside it, no byte of it is excluded, every
 instruction in it is a bound site or can be relocated, and nothing follows a call or an
-unconditional branch. STI keeps its company: STI;HLT is one binding, STI;IRET and STI;SYSEXIT
-stay in one thunk.
+unconditional branch. STI and loads of SS keep what stands in their shadow (``shadow``), which may also be
+copied from behind the window; STI;HLT is one binding.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from iced_x86 import Instruction, Mnemonic
+from iced_x86 import Instruction
 
 from rewriter.emit.relocate import check, ends_block, is_direct_branch, is_direct_call
 from rewriter.emit.relocate_absolute import check_absolute
-from rewriter.tactics.liveness import red_zone_live, sets_stack_pointer
+from rewriter.emit.thunk import moves_as_one
+from rewriter.tactics.liveness import red_zone_live
 from rewriter.tactics.protocol import Context, Patchable, Window
+from rewriter.tactics.shadow import shadow_of
 
 __all__ = ["Rules", "build", "search"]
 
 MAX_AROUND = 14  # instructions tried on either side; 5 one-byte instructions suffice by size
-_KEPT_WITH_STI = (Mnemonic.IRET, Mnemonic.IRETD, Mnemonic.IRETQ, Mnemonic.SYSEXIT, Mnemonic.SYSEXITQ)
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,7 @@ def build(
     if end - start < size:
         return "too short"
     window = Window(start, end, bits, tuple(instructions), tuple(sites), returns, tactic)
-    return (
-        _check_sti(context, last)
-        or _check_new_stack(context, last)
-        or _check_absolute(context, window)
-        or window
-    )
+    return _check_shadows(context, window) or _check_absolute(context, window) or window
 
 
 def _stops(context: Context, instruction: Instruction) -> bool:
@@ -115,27 +111,19 @@ def _step(context: Context, address: int, bits: int) -> tuple[Instruction, int] 
     return instruction, instruction.next_ip
 
 
-def _check_sti(context: Context, last: Instruction) -> str:
-    """A window must not end between STI and the instruction that its shadow protects."""
-    if last.mnemonic != Mnemonic.STI:
-        return ""
-    following = context.view.at(last.next_ip)
-    if following is not None and following.mnemonic in _KEPT_WITH_STI:
-        return "STI and the return behind it must stay together"
-    return ""
-
-
-def _check_new_stack(context: Context, last: Instruction) -> str:
-    """Nor between a load of SS that is a cell and the load of the stack pointer.
-
-    No interrupt comes in between as long as one directly follows the other (SDM vol. 3, 6.8.3).
-    """
-    site = context.sites.get(last.ip)
-    if site is None or not (site.stackless and site.binding.loads_ss) or site.binding.copies:
-        return ""
-    following = context.view.at(last.next_ip)
-    if following is not None and sets_stack_pointer(following):
-        return "the load of the stack pointer must directly follow that of SS"
+def _check_shadows(context: Context, window: Window) -> str:
+    """What stands in the shadow of a site must be able to follow it into the thunk."""
+    for address in window.sites:
+        behind = shadow_of(context.view, context.sites, context.unpatchable, context.sites[address])
+        if isinstance(behind, str):
+            return behind
+        if context.reach.kind != "absolute":
+            continue
+        for inside in behind:
+            instruction = context.view.at(inside)
+            assert instruction is not None
+            if not moves_as_one(instruction, window.bits):
+                return "what stands in its shadow depends on its place"
     return ""
 
 

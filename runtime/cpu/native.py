@@ -275,6 +275,13 @@ _NOTE = """
     mov qword ptr [rcx], rsi
     ret
 """
+# void count_each(uc, u64 address, u32 size, u64 *told): the first address, and where its counter is
+_COUNT_EACH = """
+    sub rsi, qword ptr [rcx]
+    mov rax, qword ptr [rcx + 8]
+    inc qword ptr [rax + rsi*8]
+    ret
+"""
 # u64 read(uc, u64 offset, u32 size, void *): an empty bus floats high
 _OPEN_BUS_READ = """
     mov rax, -1
@@ -313,6 +320,7 @@ class NativeCode:
         self.fill_tlb = self._place(walker_source(_FIELD))
         self.count = self._place(_COUNT)
         self.note = self._place(_NOTE)
+        self.count_each = self._place(_COUNT_EACH)
         self.descriptors = self._place(_DESCRIPTORS)
         self.open_bus_read = self._place(_OPEN_BUS_READ)
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)

@@ -301,6 +301,15 @@ class VCpu:
         """
         return self.add_hook(uc_const.UC_HOOK_CODE, self.native.note, place, address, address)
 
+    def count_each(self, address: int, counters: ctypes.Array[ctypes.c_uint64]) -> None:
+        """Count in machine code how often the instruction at each linear address from `address` on runs.
+
+        There is one counter per byte."""
+        told = (ctypes.c_uint64 * 2)(address, ctypes.addressof(counters))
+        self._keep += [told, counters]
+        last = address + len(counters) - 1
+        self.add_hook(uc_const.UC_HOOK_CODE, self.native.count_each, ctypes.addressof(told), address, last)
+
     def on_instruction(self, address: int, callback: Callable[[], None]) -> int:
         """Call `callback` before each execution of the instruction at linear `address`.
 

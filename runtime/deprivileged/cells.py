@@ -1,11 +1,12 @@
-"""The stackless form below privilege 0: cells whose instruction becomes a trap, and the call made for each.
+"""Cells below privilege 0: their instructions become jumps to calls, or traps where no stack exists.
 
-A cell is an instruction of the guest at a place that the patched image declares, for sites where no stack
-is known to exist. When the call pages are filled, HLT takes the place of its first two bytes. At the first
-the guest arrives with its registers as they are: the hypervisor lends it a stack of the resident code's,
-brings the operands into the call's registers, and lets it run the call's own slot. At the second the slot
-comes back: stack and registers become the guest's again, and the results go where the instruction puts
-them. A far jump comes back there too, as its slot is given that place in the new segment as its target.
+A cell is an instruction of the guest at a place that the patched image declares. When the call pages are
+filled, a jump to the same as a call takes the place of its first two bytes; where there is none, since no
+stack is known to exist, it is twice HLT, and the rest of this module makes the call. At the first the guest
+arrives with its registers as they are: the hypervisor lends it a stack of the resident code's, brings the
+operands into the call's registers, and lets it run the call's own slot. At the second the slot comes back:
+stack and registers become the guest's again, and the results go where the instruction puts them. A far jump
+comes back there too, as its slot is given that place in the new segment as its target.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["CellHost", "Cells", "CodeRange", "LentStack"]
 
 _HLT = b"\xf4"
+_JMP_SHORT = 0xEB
 _WORD = 0xFFFFFFFF
 _LENT_SIZE = 2048
 """Bytes of a lent stack."""
@@ -109,6 +111,12 @@ class Cells:
         locator = machine.patched.locator
         for cell in machine.patched.cells:
             place = locator.resident_phys + cell.offset
+            if cell.covered:
+                continue
+            if cell.body:
+                distance = cell.body - cell.offset - load_spec().cells.least
+                machine.memory.store(place, bytes([_JMP_SHORT, distance]))
+                continue
             self._native[cell.offset] = machine.memory.load(place, cell.length)
             machine.memory.store(place, _HLT * load_spec().cells.least)
             for start in (locator.resident_phys, locator.resident_virt):

@@ -112,6 +112,12 @@ def test_cell_tables_round_trip(wanted: list[Cell]) -> None:
         ({"length": 1}, "damaged"),
         ({"offset": 0x8FFF}, "damaged"),
         ({"width": 64}, "damaged"),
+        ({"body": 0x5001}, "damaged"),  # inside the cell
+        ({"body": 0x4FF0}, "damaged"),  # a jump of two bytes only goes forwards here
+        ({"body": 0x5082}, "damaged"),  # and 127 bytes far
+        ({"body": 0x5010, "covered": True}, "damaged"),
+        ({"call": 9, "form": 1, "body": 0x5010}, "damaged"),  # iretq in 32-bit code
+        ({"length": 0, "covered": True}, "damaged"),
     ],
 )
 def test_cells_that_cannot_be_are_refused(change: dict[str, int], words: str) -> None:

@@ -6,16 +6,17 @@ import struct
 from dataclasses import dataclass, field
 
 import unicorn
-from iced_x86 import Decoder, Instruction
+from iced_x86 import Decoder
 from unicorn import x86_const as x86
 
 from pvpatch.abi.layout import slot_offset
 from pvpatch.abi.page import build_bare_page
 from rewriter.bind_sites import bind_sites
+from rewriter.emit.pieces import pieces_of
 from rewriter.emit.reach import Reach
-from rewriter.emit.thunk import Piece, compose_absolute, compose_relative
-from rewriter.tactics import Patchable
-from rewriter.tactics.liveness import dead_registers, red_zone_live
+from rewriter.emit.thunk import Piece, Thunk, compose_absolute, compose_relative
+from rewriter.tactics import Window as PlannedWindow
+from rewriter.tactics import Windows
 from rewriter.tactics.view import CodeRegion, CodeView
 
 CODE, DATA, STACK, PAGE, THUNK, POINTER, TABLES = (
@@ -168,14 +169,10 @@ def window_of(code: bytes, bits: int, sites: set[int], reach: Reach) -> Window:
     bound = bind_sites(view, reach, chosen, {})
     if bound.kept:
         raise ValueError("; ".join(bound.kept.values()))
-    return Window(bits, tuple(_piece(view, item, bound.sites.get(item.ip)) for item in instructions), code)
-
-
-def _piece(view: CodeView, instruction: Instruction, site: Patchable | None) -> Piece:
-    if site is None:
-        return Piece(instruction)
-    dead = dead_registers(view, site.end, site.bits) if site.binding.loads_ss else ()
-    return Piece(instruction, site.binding, red_zone_live(view, site.end), dead)
+    window = PlannedWindow(
+        CODE, CODE + len(code), bits, tuple(item.ip for item in instructions), tuple(chosen), True, ""
+    )
+    return Window(bits, pieces_of(view, bound, Windows(), window).pieces, code)
 
 
 def slot(number: int) -> int:
@@ -183,17 +180,33 @@ def slot(number: int) -> int:
     return PAGE + slot_offset(number)
 
 
+def thunk_code(thunk: Thunk, *, calls: bool) -> bytes:
+    """The thunk's code at THUNK; ``calls``: as a loader leaves it that takes the guest's privilege."""
+    encoded = thunk.assembly.encode(THUNK)
+    data = bytearray(encoded.data)
+    for cell in thunk.cells if calls else ():
+        if cell.body is not None:
+            start = encoded.labels[cell.start]
+            data[start : start + 2] = bytes([0xEB, encoded.labels[cell.body] - start - 2])
+    return bytes(data)
+
+
 def run_patched(
-    bench: Bench, window: Window, reach: str, arguments: tuple[list[int], int, bytes, bytes]
+    bench: Bench,
+    window: Window,
+    reach: str,
+    arguments: tuple[list[int], int, bytes, bytes],
+    *,
+    calls: bool = False,
 ) -> State:
-    """Run the window's thunk the way a site would reach it."""
+    """Run the window's thunk the way a site would reach it: its instructions, or the calls of its sites."""
     if reach == "relative":
-        encoded = compose_relative(window.bits, window.pieces, window.end, slot).encode(THUNK)
-        bench.load(THUNK, encoded.data)
+        thunk = compose_relative(window.bits, window.pieces, window.end, slot)
+        bench.load(THUNK, thunk_code(thunk, calls=calls))
         return bench.run(THUNK, window.end, *arguments)
     size = 6 if window.bits == 32 else 7
-    assembly = compose_absolute(window.bits, window.pieces, CODE + size, window.end, slot, called=True)
-    bench.load(THUNK, assembly.encode(THUNK).data)
+    thunk = compose_absolute(window.bits, window.pieces, CODE + size, window.end, slot, called=True)
+    bench.load(THUNK, thunk_code(thunk, calls=calls))
     bench.load(POINTER, THUNK.to_bytes(8, "little"))
     opcode = b"\xff\x15" if window.bits == 32 else b"\xff\x14\x25"
     bench.load(CODE, opcode + POINTER.to_bytes(4, "little"))

@@ -10,11 +10,12 @@ from iced_x86 import Decoder
 from pvpatch.abi.layout import unpack_cells
 from pvpatch.abi.spec import load_spec
 from rewriter.bind_sites import Bound, bind_sites
+from rewriter.emit.pieces import pieces_of
 from rewriter.emit.reach import Reach
-from rewriter.emit.resident import CellRequest, Resident, ThunkRequest, build_resident
+from rewriter.emit.resident import Resident, ThunkRequest, build_resident
 from rewriter.emit.thunk import Piece, compose_relative
 from rewriter.plan import make_plan
-from rewriter.tactics import TRAP
+from rewriter.tactics import Windows
 from rewriter.tactics.view import CodeView
 from tests.patch.bench import CODE, view_of
 
@@ -84,19 +85,16 @@ def resident(code: str) -> tuple[Resident, dict[int, int]]:
     """A resident block with one thunk for the whole code; offsets of the sites to those of their cells."""
     view, found = bound(code)
     pieces = []
-    requests = []
     for item in Decoder(32, bytes.fromhex(code), ip=CODE):
         site = found.sites.get(item.ip)
-        pieces.append(Piece(item, site.binding if site else None, cell=site is not None and site.stackless))
-        if site is not None and site.stackless:
-            requests.append(CellRequest(item.ip, site.binding.number, site.form))
+        stackless = site is not None and site.stackless
+        form = site.form if site is not None else 0
+        pieces.append(Piece(item, site.binding if site else None, stackless=stackless, form=form))
     assert view.at(CODE) is not None
 
-    thunk = ThunkRequest(
-        CODE, 32, 0, lambda slot: compose_relative(32, tuple(pieces), None, slot), cells=tuple(requests)
-    )
+    thunk = ThunkRequest(CODE, 32, 0, lambda slot: compose_relative(32, tuple(pieces), None, slot))
     block = build_resident(0x200000, 0, (32,), (thunk,), (), 0)
-    return block, {address - CODE: cell.offset for address, cell in block.cells.items()}
+    return block, {site - CODE: cell.offset for (_, site), cell in block.cells.items()}
 
 
 def test_cells_are_the_instructions_themselves_long_enough_for_two_traps() -> None:
@@ -127,7 +125,9 @@ def test_the_loads_of_ss_and_of_the_stack_pointer_stay_together() -> None:
     (window,) = make_plan(view, Reach("relative"), found).windows
     assert window.instructions[:2] == (CODE, CODE + 2)
     split = CodeView(view.regions, frozenset({CODE + 2}))
-    (decision,) = make_plan(
-        split, Reach("relative"), bind_sites(split, Reach("relative"), [CODE], {})
-    ).decisions
-    assert decision.tactic == TRAP
+    again = bind_sites(split, Reach("relative"), [CODE], {})
+    window = next(item for item in make_plan(split, Reach("relative"), again).windows if CODE in item.sites)
+    moved = pieces_of(split, again, Windows(), window)
+    assert window.end == CODE + 2  # the other way to the load stays
+    assert [piece.instruction.ip for piece in moved.pieces] == [CODE, CODE + 2]
+    assert moved.end == CODE + 7

@@ -1,4 +1,5 @@
-"""A thunk does what its instructions did: both run on the same CPU from the same random state."""
+"""A thunk does what its instructions did, as they are and as calls: all run on the same CPU from the same
+random state."""
 
 from __future__ import annotations
 
@@ -113,13 +114,14 @@ def compare(bits: int, code: bytes, sites: set[int], reach: str, seed: int, hint
         expected = run_original(Bench(bits), window, arguments)
     except UcError:
         reject()  # the code itself faults from this state
-    found = run_patched(Bench(bits), window, reach, arguments)
-    assert found.registers == expected.registers
-    assert found.flags == expected.flags
-    assert found.memory == expected.memory
-    assert found.stack == expected.stack
-    assert found.ports == expected.ports
-    assert found.system == expected.system
+    for calls in (False, True):
+        found = run_patched(Bench(bits), window, reach, arguments, calls=calls)
+        assert found.registers == expected.registers
+        assert found.flags == expected.flags
+        assert found.memory == expected.memory
+        assert found.stack == expected.stack
+        assert found.ports == expected.ports
+        assert found.system == expected.system
 
 
 @pytest.mark.parametrize("reach", ["relative", "absolute"])

@@ -57,7 +57,7 @@ def cells(width: int) -> dict[str, int]:
     """Sites in the stackless form, by their call."""
     found: dict[str, int] = {}
     for site in patched(width).manifest.sites:
-        if site.cell is not None:
+        if site.stackless:
             found[site.call] = found.get(site.call, 0) + 1
     return found
 
@@ -104,7 +104,8 @@ def test_each_cell_is_an_abi_call_that_left_the_guest(width: int, backend: str) 
 def test_at_privilege_0_cells_are_just_instructions(backend: str) -> None:
     stats: dict[str, Any] = ran(32, backend).stats
     assert "cell" not in stats["exits"]
-    assert "far_jump" not in stats["calls"]
+    for name, count in cells(32).items():  # they count as what they stand for
+        assert sum(stats["calls"][name].values()) >= count, name
 
 
 @pytest.mark.parametrize("width", [32, 64])
@@ -114,7 +115,10 @@ def test_the_runtime_finds_the_cells_that_the_manifest_names(width: int) -> None
     assert found is not None
     start = found.locator.resident_phys
     named = {site.cell for site in patched(width).manifest.sites if site.cell is not None}
-    assert {start + cell.offset for cell in found.cells} == named
+    assert named <= {start + cell.offset for cell in found.cells}
+    copies = [cell for cell in found.cells if start + cell.offset not in named]
+    behind_ss = [cell for cell in found.cells if load_spec().calls[cell.call].name == "segment_load"]
+    assert len(copies) <= len(behind_ss)  # of what stands in the shadow of a load of SS
     assert all(cell.length >= load_spec().cells.least for cell in found.cells)
 
 
@@ -124,8 +128,9 @@ def test_a_second_patch_of_the_bytes_is_the_same() -> None:
 
 def test_the_table_is_a_part_of_its_own() -> None:
     parts = {item.name: bytes.fromhex(item.data) for item in patched(32).manifest.additions}
-    assert len(parts["cell table"]) == CELL_SIZE * sum(cells(32).values())
-    assert unpack_locator(parts["locator"]).cell_count == sum(cells(32).values())
+    count = unpack_locator(parts["locator"]).cell_count
+    assert count >= sum(site.cell is not None for site in patched(32).manifest.sites)
+    assert len(parts["cell table"]) == CELL_SIZE * count
 
 
 @pytest.mark.parametrize("backend", ["lguest", "vmi", "xen"])
@@ -142,7 +147,7 @@ def test_a_guest_that_jumps_into_a_cell_only_hurts_itself(width: int, backend: s
     """The second trap means nothing before the first: it is a HLT that no patch intercepted."""
     made = patched(width)
     data = bytearray(made.file)
-    first = next(site for site in made.manifest.sites if site.cell is not None)
+    first = next(site for site in made.manifest.sites if site.stackless)
     start = next(site for site in made.manifest.sites if site.call == "gdt_load")
     assert first.cell is not None and start.window is not None
     offset = image(made.file).offset_of(start.window)
