@@ -142,25 +142,33 @@ class CallCounter:
     def __init__(self, cpu: VCpu, image: PatchedImage, *, cells_run: bool) -> None:
         spec = load_spec()
         self._names = [call.name for call in spec.calls]
-        self._counts = (ctypes.c_uint64 * len(self._names))()
-        base = ctypes.addressof(self._counts)
+        self._counted: list[tuple[int, ctypes.c_uint64]] = []
         for page in image.pages:
-            for number in range(min(page.header.slot_count, len(self._names))):
-                offset = slot_offset(number)
-                for address in {page.physical + offset, page.virtual + offset}:
-                    cpu.count_executions(address, base + number * 8)
-        self._cells = image.cells if cells_run else ()
-        self._first = min((cell.offset for cell in self._cells), default=0)
-        if self._cells:
-            size = max(cell.offset for cell in self._cells) - self._first + 1
-            self._runs = (ctypes.c_uint64 * size)()
-            locator = image.locator
-            for start in {locator.resident_phys, locator.resident_virt}:
-                cpu.count_each(start + self._first, self._runs)
+            numbers = range(min(page.header.slot_count, len(self._names)))
+            places = [(slot_offset(number), number) for number in numbers]
+            self._count(cpu, places, {page.physical, page.virtual})
+        if cells_run:
+            places = [(cell.offset, cell.call) for cell in image.cells]
+            self._count(cpu, places, {image.locator.resident_phys, image.locator.resident_virt})
+
+    def _count(self, cpu: VCpu, places: list[tuple[int, int]], starts: set[int]) -> None:
+        """Count what runs at each offset from any of the starts as the call of that number.
+
+        One hook for all: the emulator asks each of its hooks for every instruction that one of them is for.
+        """
+        if not places:
+            return
+        first, last = min(places)[0], max(places)[0]
+        runs = (ctypes.c_uint64 * (last - first + 1))()
+        for start in starts:
+            cpu.count_each(start + first, runs)
+        size = ctypes.sizeof(ctypes.c_uint64)
+        for offset, number in places:
+            self._counted.append((number, ctypes.c_uint64.from_buffer(runs, (offset - first) * size)))
 
     def entries(self) -> dict[str, int]:
         """Calls by name, those never made left out, in the specification's order."""
-        counts = list(self._counts)
-        for cell in self._cells:
-            counts[cell.call] += self._runs[cell.offset - self._first]
+        counts = [0] * len(self._names)
+        for number, runs in self._counted:
+            counts[number] += runs.value
         return {name: count for name, count in zip(self._names, counts, strict=True) if count}

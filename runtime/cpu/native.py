@@ -265,11 +265,6 @@ _NEW_BLOCK = f"""
 unwatched:
     ret
 """
-# void count(uc, u64 address, u32 size, u64 *counter)
-_COUNT = """
-    inc qword ptr [rcx]
-    ret
-"""
 # void note(uc, u64 address, u32 size, u64 *last)
 _NOTE = """
     mov qword ptr [rcx], rsi
@@ -318,7 +313,6 @@ class NativeCode:
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)
         self.fill_tlb = self._place(walker_source(_FIELD))
-        self.count = self._place(_COUNT)
         self.note = self._place(_NOTE)
         self.count_each = self._place(_COUNT_EACH)
         self.descriptors = self._place(_DESCRIPTORS)

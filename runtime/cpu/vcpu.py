@@ -287,13 +287,6 @@ class VCpu:
         self.add_hook(insn, self.native.rdtsc, control, insn=x86_const.UC_X86_INS_RDTSC)
         self.add_hook(insn, self.native.rdtscp, control, insn=x86_const.UC_X86_INS_RDTSCP)
 
-    def count_executions(self, address: int, counter: int) -> int:
-        """Count in machine code how often the instruction at linear `address` runs.
-
-        `counter` is the host address of a 64-bit word.
-        """
-        return self.add_hook(uc_const.UC_HOOK_CODE, self.native.count, counter, address, address)
-
     def note_execution(self, address: int, place: int) -> int:
         """Note in machine code that the instruction at linear `address` runs.
 
