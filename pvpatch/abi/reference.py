@@ -51,11 +51,11 @@ structure is read that the architecture does not define.
 ## Cells
 
 A site jumps to its own instruction, moved to a place in the resident block that the image declares, a
-*cell*. The locator names the table of all cells, one `struct pv_cell` each. What runs at privilege 0 is then the
-instruction itself, whatever its prefixes, operands and descriptors are, on the site's registers and stack.
-Since 1.2 a cell may name its *body*: code in reach of a jump of {least} bytes that does the same by calling the
-slot, and goes on where the cell does. A row with flag bit 0 is inside the cell before it, as the instruction in
-the shadow of STI, MOV SS or POP SS: it tells what runs there, and nothing may be changed.
+*cell*. The locator names the table of all cells, one `struct pv_cell` each. What runs at privilege 0 is then
+the instruction itself, whatever its prefixes, operands and descriptors are, on the site's registers and
+stack. Since 1.2 a cell may name its *body*: code in reach of a jump of {least} bytes that does the same by
+calling the slot, and goes on where the cell does. A row with flag bit 0 is inside the cell before it, as the
+instruction in the shadow of STI, MOV SS or POP SS: it tells what runs there, and nothing may be changed.
 
 - A cell holds the instruction and, {least} bytes or more behind its start, the code that follows. It MUST be
   correct as it is: bare hardware, and a backend that runs kernels at privilege 0, execute it.
