@@ -347,7 +347,9 @@ class Assembly:
             data += code
             finished.append(Item(instruction, None, item.origin, site=item.site))
         homes = {origin: address + starts[index] for origin, index in self._homes.items()}
-        stands = tuple(Stand(starts[index], *stand) for index, *stand in self._stands)
+        stands = tuple(
+            Stand(starts[index], place, leaves, called) for index, place, leaves, called in self._stands
+        )
         labels = self._offsets(starts)
         return Encoded(address, bytes(data), tuple(starts[:-1]), tuple(finished), homes, stands, labels)
 

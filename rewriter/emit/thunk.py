@@ -202,10 +202,10 @@ class _Composer:
         start, end, after, body = Label("cell"), Label("end"), Label("after"), Label(BODY)
         called = bool(around.bias)
         asm.stand_for(site, called=called)
+        asm.place(start)
         for inner in piece.covers:
             if is_direct_call(inner.instruction):
                 push_return(asm, inner.instruction.next_ip)
-        asm.place(start)
         self.instructions(piece)
         for inner in piece.covers:
             self._covered(inner, called=called)
