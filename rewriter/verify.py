@@ -178,6 +178,9 @@ def same_operation(
     if operation(moved) == operation(original):
         return True
     back = moved.copy()
+    if original.len == 1 and moved.segment_prefix == Register.DS:  # no such instruction uses another
+        back.segment_prefix = Register.NONE
+        return operation(back) == operation(original)
     back.memory_displacement = (moved.memory_displacement - shift) & (2**64 - 1)
     return (
         bool(shift)

@@ -72,7 +72,10 @@ def patch_payload(
     _refuse_unloaded(image, plan)
     context = Context(view, reach, bound.sites, bound.kept, Windows())
     windows = Windows.of(plan.windows)
-    moved = {window.start: pieces_of(view, bound, windows, window) for window in plan.windows}
+    called = reach.kind == "absolute"
+    moved = {
+        window.start: pieces_of(view, bound, windows, window, called=called) for window in plan.windows
+    }
     requests = tuple(_request(image, context, window, moved[window.start]) for window in plan.windows)
     entries = tuple(Entry(point) for point in stub_entries(image))
     edits = Edits(image.payload)

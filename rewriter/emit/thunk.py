@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from iced_x86 import Code, Encoder, Instruction
+from iced_x86 import Code, Encoder, Instruction, Register
 
 from pvpatch.abi.layout import CELL_REACH
 from pvpatch.abi.spec import load_spec
-from rewriter.emit.assembly import Assembly, Label
+from rewriter.emit.assembly import SP, Assembly, Label, Place
 from rewriter.emit.binding import Refused
 from rewriter.emit.marshal import Slots, Surroundings, emit_binding
 from rewriter.emit.operands import Binding
@@ -205,7 +205,7 @@ class _Composer:
         asm.place(start)
         for inner in piece.covers:
             if is_direct_call(inner.instruction):
-                push_return(asm, inner.instruction.next_ip)
+                self._return_first(binding, inner.instruction.next_ip)
         self.instructions(piece)
         for inner in piece.covers:
             self._covered(inner, called=called)
@@ -227,17 +227,30 @@ class _Composer:
         self._open.append((max([site, *(inner.instruction.ip for inner in piece.covers)]), after))
         self._later.append((piece, body, after, around))
 
+    def _return_first(self, binding: Binding, back: int) -> None:
+        """Push the return address of a call behind the site, below what the site pops; a jump remains."""
+        asm = self.asm
+        if binding.pops:
+            asm.push_at(Place(SP))
+        push_return(asm, back)
+        if binding.pops:
+            asm.pop_at(Place(SP, displacement=asm.word))
+
     def instructions(self, piece: Piece) -> None:
         """A site's own instructions, at least as long as the jump that a loader lays over them."""
-        asm = self.asm
-        asm.keep(piece.instruction, piece.code)
+        asm, instruction = self.asm, piece.instruction
+        assert piece.binding is not None
+        alone = piece.second is None and not piece.covers
+        size = len(piece.code) or Encoder(asm.bits).encode(instruction, instruction.ip)
+        short = alone and size < load_spec().cells.least
+        if short and not piece.binding.jump:
+            asm.keep(_longer(instruction), b"")
+            return
+        asm.keep(instruction, piece.code)
         if piece.second is not None:
             asm.keep(piece.second, b"")
-        alone = piece.second is None and not piece.covers
-        size = len(piece.code) or Encoder(asm.bits).encode(piece.instruction, piece.instruction.ip)
-        if alone and size < load_spec().cells.least:
-            asm.stand_for(_behind(piece))
-            asm.add(Instruction.create(Code.NOPD))
+        if short:
+            asm.add(Instruction.create(Code.NOPD))  # never reached
 
     def _covered(self, inner: Piece, *, called: bool) -> None:
         asm, instruction = self.asm, inner.instruction
@@ -333,6 +346,14 @@ class _Called(_Composer):
             super().instructions(piece)
         else:
             self.asm.add(shifted, origin=piece.instruction.ip)
+
+
+def _longer(instruction: Instruction) -> Instruction:
+    """An instruction of one byte with a prefix that says what holds anyway: nothing runs behind it that is
+    not the guest's, as a NOP would."""
+    longer = instruction.copy()
+    longer.segment_prefix = Register.DS
+    return longer
 
 
 def _behind(piece: Piece) -> int:

@@ -16,7 +16,7 @@ from rewriter.emit.relocate import check, is_direct_call
 from rewriter.tactics.protocol import Patchable
 from rewriter.tactics.view import CodeView
 
-__all__ = ["opens_shadow", "shadow_of"]
+__all__ = ["opens_shadow", "shadow_of", "unmoved"]
 
 
 def opens_shadow(binding: Binding, instruction: Instruction) -> bool:
@@ -39,7 +39,10 @@ def shadow_of(
     while opener is not None and opens_shadow(opener.binding, _known(view, opener.address)):
         loads_ss = loads_ss or opener.binding.loads_ss
         address = opener.end
-        if reason := _unmoved(view, sites, unpatchable, address, site, loads_ss):
+        reason = unmoved(view, sites, unpatchable, site, address)
+        if not reason and loads_ss and is_direct_call(_known(view, address)):
+            reason = "a call on the new stack"
+        if reason:
             return f"what stands in its shadow cannot move with it: {reason}"
         found.append(address)
         opener = sites.get(address)
@@ -52,22 +55,19 @@ def _known(view: CodeView, address: int) -> Instruction:
     return instruction
 
 
-def _unmoved(
+def unmoved(
     view: CodeView,
     sites: Mapping[int, Patchable],
     unpatchable: Mapping[int, str],
-    address: int,
     site: Patchable,
-    loads_ss: bool,
+    address: int,
 ) -> str:
-    """Why the instruction at an address cannot move; empty when it can."""
+    """Why the instruction at an address cannot follow a site into its thunk; empty when it can."""
     instruction = view.at(address)
     if instruction is None or view.width(address) != site.bits:
         return "no known instruction"
     if reason := unpatchable.get(address) or view.excluded(address, instruction.next_ip):
         return reason
-    if loads_ss and is_direct_call(instruction):
-        return "a call on the new stack"
     inside = sites.get(address)
     if inside is None:
         return check(instruction)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pvpatch.abi.errors import PvpatchError
 from runtime.cpu.assemble import assemble64
+from runtime.cpu.flags import ARITHMETIC, DF
 from runtime.cpu.inline_count import first_run_source, shorter_sequence
 from runtime.cpu.layout import CpuState
 from runtime.cpu.prices import UNITS_PER_NS, translation_source
@@ -205,8 +206,16 @@ descriptors_read:
     ret
 """
 
+_APART = f"""
+    movabs rax, EFLAGS_WORD
+    and dword ptr [rax], {~(ARITHMETIC | DF)}
+"""
+"""Ahead of a hooked instruction inside a block the emulator merges the arithmetic flags and DF into EFLAGS,
+where none of its own code expects them: what it reads later would still hold them."""
+
 # void code(uc, u64 address, u32 size, void (*callback)(uc, u64 address, u32 size, void *))
 _ARRIVED = f"""
+    {_APART}
     push rdi
     call rcx
     pop rdi
@@ -215,6 +224,7 @@ _ARRIVED = f"""
 
 # void code(uc, u64 address, u32 size, ControlBlock *)
 _STOP_HERE = f"""
+    {_APART}
     push rdi
     call qword ptr [rcx + {_FIELD["emu_stop"]}]
     pop rdi
@@ -223,6 +233,7 @@ _STOP_HERE = f"""
 
 # void code(uc, u64 address, u32 size, ControlBlock *): what follows reads descriptors for user code
 _DESCRIPTORS = f"""
+    {_APART}
     mov r8, qword ptr [rcx + {_FIELD["cpu"]}]
     mov eax, dword ptr [r8 + {_HFLAGS}]
     and eax, {_HF_CPL}
@@ -266,12 +277,14 @@ unwatched:
     ret
 """
 # void note(uc, u64 address, u32 size, u64 *last)
-_NOTE = """
+_NOTE = f"""
+    {_APART}
     mov qword ptr [rcx], rsi
     ret
 """
 # void count_each(uc, u64 address, u32 size, u64 *told): the first address, and where its counter is
-_COUNT_EACH = """
+_COUNT_EACH = f"""
+    {_APART}
     sub rsi, qword ptr [rcx]
     mov rax, qword ptr [rcx + 8]
     inc qword ptr [rax + rsi*8]
@@ -292,8 +305,9 @@ _ROOM = 8192
 class NativeCode:
     """The executable mapping and the addresses of the routines in it."""
 
-    def __init__(self, stop_check: int) -> None:
-        """`stop_check` is the host address of the emulator's check for a stop (`EngineFacts.check`)."""
+    def __init__(self, stop_check: int, eflags: int) -> None:
+        """`stop_check` is the host address of the emulator's check for a stop (`EngineFacts.check`), `eflags`
+        that of the CPU's EFLAGS."""
         if platform.machine() not in ("x86_64", "AMD64"):
             raise PvpatchError(
                 f"running guests needs an x86-64 host, this one is {platform.machine()}",
@@ -303,12 +317,13 @@ class NativeCode:
         self._mapping = mmap.mmap(-1, _ROOM, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._used = 0
-        block = self._place(_BLOCK.replace("STOP_CHECK", hex(stop_check)))
+        self._words = {"STOP_CHECK": hex(stop_check), "EFLAGS_WORD": hex(eflags)}
+        block = self._place(_BLOCK)
         sequence = self._place_code(shorter_sequence(_FIELD))
         charge = translation_source(_FIELD, translator_facts())
         self.block = self._place(charge + first_run_source(_FIELD, sequence, block, stop_check, BLOCK_UNITS))
-        self.arrived = self._place(_ARRIVED.replace("STOP_CHECK", hex(stop_check)))
-        self.stop_here = self._place(_STOP_HERE.replace("STOP_CHECK", hex(stop_check)))
+        self.arrived = self._place(_ARRIVED)
+        self.stop_here = self._place(_STOP_HERE)
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)
@@ -320,6 +335,8 @@ class NativeCode:
         self.open_bus_write = self._place(_OPEN_BUS_WRITE)
 
     def _place(self, text: str) -> int:
+        for word, value in self._words.items():
+            text = text.replace(word, value)
         return self._place_code(assemble64(text))
 
     def _place_code(self, code: bytes) -> int:

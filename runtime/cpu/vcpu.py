@@ -121,7 +121,8 @@ class VCpu:
         self.state: CpuState = locate_state(self.uc)
         self.registers: memoryview[int] = memoryview(self.state.gpr).cast("B").cast("Q")
         """`state.gpr`, several times quicker to read and write."""
-        self.native = NativeCode(engine_facts().check)
+        eflags = ctypes.addressof(self.state) + CpuState.eflags.offset  # type: ignore[attr-defined]
+        self.native = NativeCode(engine_facts().check, eflags)
         self.control = ControlBlock()
         self.failure: BaseException | None = None
         """An error raised inside a callback; `run` raises it."""

@@ -172,7 +172,8 @@ def window_of(code: bytes, bits: int, sites: set[int], reach: Reach) -> Window:
     window = PlannedWindow(
         CODE, CODE + len(code), bits, tuple(item.ip for item in instructions), tuple(chosen), True, ""
     )
-    return Window(bits, pieces_of(view, bound, Windows(), window).pieces, code)
+    moved = pieces_of(view, bound, Windows(), window, called=reach.kind == "absolute")
+    return Window(bits, moved.pieces, code)
 
 
 def slot(number: int) -> int:
