@@ -88,7 +88,7 @@ class Bench:
         for window in job.plan.windows:
             if window.bits != self.bits:
                 continue
-            bound = {piece.instruction.ip: piece.binding for piece in job.pieces[window.start]}
+            bound = {piece.instruction.ip: piece.binding for piece in job.moved[window.start].pieces}
             first = job.resident.thunk_offsets[window.start]
             thunk = range(first, first + len(job.resident.thunks[window.start].data))
             for piece in self.patched.origins:
