@@ -1,13 +1,15 @@
 """What a machine does for its CPU: instructions that the emulator runs otherwise than a CPU of the PC does.
 
-The watcher brings each here before it runs: the local APIC's MSRs and CR8, MOV to CR4, INT1, and ports that
-user code may not reach. All but the ports only where the guest's kernel has privilege 0: a deprivileging
-hypervisor sees the others by itself.
+The watcher brings each here before it runs: the local APIC's MSRs and CR8, MOV to CR4 and to debug
+registers, INT1, and ports that user code may not reach. All but the ports only where the guest's kernel has
+privilege 0: a deprivileging hypervisor sees the others by itself.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import iced_x86
 
 from runtime.cpu import flags as fl
 from runtime.cpu.apic_instructions import APIC_MNEMONICS, ApicInstruction, apic_instruction
@@ -23,7 +25,7 @@ __all__ = ["INTERCEPT_COST_NS", "Intercepts"]
 
 INTERCEPT_COST_NS = 1000
 """Virtual time of an instruction that is answered here."""
-_ICEBP = "int1"
+_ICEBP, _DEBUG = "int1", "mov dr"
 
 
 class Intercepts:
@@ -33,7 +35,7 @@ class Intercepts:
         self._machine = machine
         privileged = 0 in machine.capabilities.privilege.values()
         apic = APIC_MNEMONICS if machine.platform.local_apic is not None else frozenset()
-        self.mnemonics = apic | (CONTROL_MNEMONICS | {_ICEBP} if privileged else frozenset())
+        self.mnemonics = apic | (CONTROL_MNEMONICS | {_ICEBP, _DEBUG} if privileged else frozenset())
         self.outer = PORT_MNEMONICS
         """Those that matter above privilege level 0 only: the emulator ignores IOPL."""
 
@@ -46,11 +48,22 @@ class Intercepts:
             return not machine.cpu.cpl and refuses_cr4(machine.cpu, site) and self._fault()
         if site.mnemonic == _ICEBP:
             return self._icebp(site)
+        if site.mnemonic == _DEBUG:
+            return self._debug_register(site)
         return not machine.hypervisor.port_allowed(site) and self._fault()
 
     def _fault(self) -> bool:
         self._machine.exception(fl.GP, 0, False)
         return True
+
+    def _debug_register(self, site: Site) -> bool:
+        """MOV to DR0 to DR3 or DR7: the CPU does it; data breakpoints are looked after here."""
+        machine, instruction = self._machine, site.decode()
+        if not machine.cpu.cpl:
+            number = instruction.op0_register - iced_x86.Register.DR0
+            value = machine.cpu.state.gpr[iced_x86.RegisterExt.number(instruction.op1_register)]
+            machine.watchpoints.written(number, int(value))
+        return False
 
     def _icebp(self, site: Site) -> bool:
         """INT1: a trap by vector 1 for which no gate's privilege is checked (SDM vol. 2, INT1)."""

@@ -29,6 +29,7 @@ from runtime.cpu.realmode import deliver_real, in_real_mode, no_bios
 from runtime.cpu.start import enter_guest
 from runtime.cpu.vcpu import Stop, VCpu
 from runtime.cpu.watch import Site, Watcher
+from runtime.cpu.watchpoints import DataWatchpoints
 from runtime.crash import crash_report
 from runtime.devices import build_platform
 from runtime.intercepts import Intercepts
@@ -122,6 +123,7 @@ class Machine:
         self.cpu = VCpu(self.memory, self)
         self.linear = LinearMemory(self.cpu)
         self.deliverer = Deliverer(self.cpu, self.linear)
+        self.watchpoints = DataWatchpoints(self.cpu, self.linear)
         self.clock = VirtualClock(self.cpu.control)
         self.console = Transcript(
             config.until.encode(),
@@ -224,6 +226,8 @@ class Machine:
     def _loop(self) -> None:
         cpu, clock = self.cpu, self.clock
         while self._end is None:
+            if self.watchpoints.hits:
+                self._deliver_watchpoint()
             if self._nmi and not cpu.in_nmi:
                 self._deliver_nmi()
             waiting = self.hypervisor.interrupt_waiting()
@@ -235,6 +239,7 @@ class Machine:
                 continue
             if self._nmi:
                 cpu.stop_after_block()  # the last one's IRET lets it in
+            self.watchpoints.settle()
             self._watcher.before_run()
             stop = cpu.run()
             self._watcher.settle()
@@ -558,6 +563,13 @@ class Machine:
         """A non-maskable interrupt: delivered at the next block, once the last one has ended."""
         self._nmi = True
         self.cpu.request_stop()
+
+    def _deliver_watchpoint(self) -> None:
+        """The last instruction accessed what a debug register names: a trap, with DR6 adding up."""
+        state = self.cpu.state
+        state.dr[6] = state.dr[6] | self.watchpoints.hits | fl.DR6_ONES
+        self.watchpoints.hits = 0
+        self.exception(fl.DB, 0, False)
 
     def _deliver_nmi(self) -> None:
         self._nmi = False

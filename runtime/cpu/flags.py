@@ -25,6 +25,9 @@ HF_TS = 1 << 11
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 HF_OSFXSR = 1 << 22
+DR6_ONES = 0xFFFF0FF0
+"""The bits of DR6 that always read as ones."""
+
 HF2_NMI, HF2_VINTR = 1 << 2, 1 << 3
 
 DESC_PRESENT = 1 << 15

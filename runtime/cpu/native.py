@@ -231,6 +231,33 @@ _STOP_HERE = f"""
     {_CHECK}
 """
 
+# void code(uc, u64 address, u32 size, ControlBlock *): behind any instruction, if that was asked for
+_STOP_IF_ASKED = f"""
+    {_APART}
+    cmp qword ptr [rcx + {_FIELD["force"]}], 0
+    jne stop
+    ret
+stop:
+    mov qword ptr [rcx + {_FIELD["stopped"]}], 1
+    push rdi
+    call qword ptr [rcx + {_FIELD["emu_stop"]}]
+    pop rdi
+    {_CHECK}
+"""
+
+# void access(uc, int kind, u64 address, int size, i64 value, {u64 first, span; callback} *)
+_AT_OFFSET = """
+    mov eax, edx
+    sub eax, dword ptr [r9]
+    and eax, 0xfff
+    cmp eax, dword ptr [r9 + 8]
+    ja elsewhere
+    jmp qword ptr [r9 + 16]
+elsewhere:
+    ret
+"""
+"""An access to data: the callback is for those that begin at `first` in a page, or up to `span` behind."""
+
 # void code(uc, u64 address, u32 size, ControlBlock *): what follows reads descriptors for user code
 _DESCRIPTORS = f"""
     {_APART}
@@ -324,6 +351,8 @@ class NativeCode:
         self.block = self._place(charge + first_run_source(_FIELD, sequence, block, stop_check, BLOCK_UNITS))
         self.arrived = self._place(_ARRIVED)
         self.stop_here = self._place(_STOP_HERE)
+        self.stop_if_asked = self._place(_STOP_IF_ASKED)
+        self.at_offset = self._place(_AT_OFFSET)
         self.rdtsc = self._place(_RDTSC + _ONE)
         self.rdtscp = self._place(_RDTSC + _RDTSCP + _ONE)
         self.new_block = self._place(_NEW_BLOCK)

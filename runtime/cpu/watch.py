@@ -45,6 +45,7 @@ _OPCODE_BYTES: dict[str, tuple[bytes, ...]] = {
     "int1": (b"\xf1",),
     "mov cr8": (b"\x0f\x20", b"\x0f\x22"),
     "mov cr4": (b"\x0f\x22",),
+    "mov dr": (b"\x0f\x23",),
     "push es": (b"\x06",),
     "push cs": (b"\x0e",),
     "push ss": (b"\x16",),
@@ -60,6 +61,9 @@ _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs")
 _READ_SEGMENTS = {getattr(iced_x86.Register, name.upper()): f" {name}" for name in _SEGMENTS}
 
 
+_DEBUG_REGISTERS = frozenset(getattr(iced_x86.Register, f"DR{number}") for number in (0, 1, 2, 3, 7))
+
+
 def _name_of(instruction: iced_x86.Instruction) -> str:
     """The mnemonic; reads of segment registers, CR8 and far calls, are told from their kin."""
     name = _MNEMONIC_NAMES.get(instruction.mnemonic, "")
@@ -68,6 +72,8 @@ def _name_of(instruction: iced_x86.Instruction) -> str:
             return "mov cr8"
         if instruction.op0_register == iced_x86.Register.CR4:
             return "mov cr4"
+        if instruction.op0_register in _DEBUG_REGISTERS:
+            return "mov dr"
         return name + _READ_SEGMENTS.get(instruction.op1_register, "")
     if name == "push":
         return name + _READ_SEGMENTS.get(instruction.op0_register, "")
