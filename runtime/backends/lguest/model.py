@@ -19,7 +19,7 @@ import iced_x86
 from runtime.backends.lguest.descriptors import GUEST_PRIVILEGE, Gates, RealGdt
 from runtime.backends.lguest.errors import GuestKilled
 from runtime.backends.lguest.hypercalls import Hypercalls
-from runtime.backends.lguest.interface import HostBuild, interface
+from runtime.backends.lguest.interface import LINUX_HOST, HostBuild, interface
 from runtime.backends.lguest.interrupts import Interrupts
 from runtime.backends.lguest.launcher import Launcher
 from runtime.backends.lguest.space import GuestSpace
@@ -293,11 +293,13 @@ class LguestModel:
         return self._built_for_pae or bool(self.cr4 & _CR4_PAE)
 
     def look_at_format(self, root: int) -> None:
-        """Is the guest built for three-level tables? It does not say so, and never writes CR4: guests of
-        lguest are compiled like their host.
+        """Is a guest of lguest's own built for three-level tables? It does not say so, and never writes CR4:
+        such guests are compiled like their host. A native guest says it by CR4.
 
         Entries of a directory have bits that those of a pointer table may not (SDM volume 3, table 4-8).
         """
+        if self.build is not LINUX_HOST:
+            return
         raw = self.space.physical.load(root & ~31, 4 * 8)
         entries = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
         present = [entry for entry in entries if entry & 1]
