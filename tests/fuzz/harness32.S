@@ -28,7 +28,7 @@
 	.set OTHER_TSS, 0x68
 	.set OTHER_CODE, 0x70
 	.set CODE16, 0x78
-	.set SMALL, 0x80                /* limit of 4 KiB, base at `data` */
+	.set SMALL, 0x80                /* base as BASED, but a limit of 4 KiB (which the emulator does not check) */
 	.set EXPAND_DOWN, 0x88
 	.set CONFORMING, 0x90
 	.set USER_GATE, 0x98
@@ -114,7 +114,6 @@ make_tables:
 	descriptor_base TSS, $tss
 	descriptor_base OTHER_TSS, $other_tss
 	descriptor_base LDT, $ldt
-	descriptor_base SMALL, $data
 	descriptor_base CODE16, $far_target16-0x10
 	gate_offset gdt_master, CALL_GATE / 8, $gate_target
 	gate_offset gdt_master, USER_GATE / 8, $gate_target
@@ -552,7 +551,7 @@ gdt_master:
 	.quad 0x0000890000000067        /* OTHER_TSS */
 	.quad 0x00cf9b000000ffff        /* OTHER_CODE */
 	.quad 0x008f9b000000ffff        /* CODE16 */
-	.quad 0x0040930000000fff        /* SMALL */
+	.quad 0x0040930010000fff        /* SMALL */
 	.quad 0x0040970000000fff        /* EXPAND_DOWN */
 	.quad 0x00cf9f000000ffff        /* CONFORMING */
 	.quad 0x0000ec0000080000        /* USER_GATE */

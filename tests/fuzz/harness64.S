@@ -141,7 +141,6 @@ make_tables:
 	descriptor_base TSS, $tss
 	descriptor_base OTHER_TSS, $other_tss
 	descriptor_base LDT, $ldt
-	descriptor_base SMALL, $data
 	gate_offset gdt_master + CALL_GATE, $gate_target
 	gate_offset gdt_master + USER_GATE, $gate_target
 	mov $idt_master, %edi
@@ -595,7 +594,7 @@ gdt_master:
 	.quad 0x00008c0000080000, 0     /* CALL_GATE */
 	.quad 0x00af9b000000ffff        /* OTHER_CODE */
 	.quad 0x00cf9b000000ffff        /* CODE32 */
-	.quad 0x0040930000000fff        /* SMALL */
+	.quad 0x0040930010000fff        /* SMALL */
 	.quad 0x00af9f000000ffff        /* CONFORMING */
 	.quad 0x0000890000000067, 0     /* OTHER_TSS */
 	.quad 0x0000ec0000080000, 0     /* USER_GATE */
