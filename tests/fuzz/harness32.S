@@ -287,7 +287,7 @@ establish:
 	movl $0, fixup
 	mov log_next, %edi
 	cmp $log_limit, %edi
-	jae all_done
+	jae ended                       /* the next run goes on here */
 	movl $START, (%edi)
 	mov index, %eax
 	mov %eax, 4(%edi)
@@ -423,7 +423,7 @@ arrived:
 	cld
 	mov log_next, %edi
 	cmp $log_limit, %edi
-	jae all_done
+	jae ended                       /* the next run goes on here */
 	movl $EVENT, (%edi)
 	mov index, %eax
 	mov %eax, 4(%edi)
@@ -440,7 +440,7 @@ arrived:
 	mov $0xffff0ff0, %eax
 	mov %eax, %dr6
 	cmpl $0, in_snippet
-	je all_done                     /* the harness itself failed */
+	je ended                        /* the harness itself failed */
 	incl events
 	cmpl $MAX_EVENTS, events
 	jae finish
@@ -511,7 +511,7 @@ resume:
 
 gate_target:
 	mov %cs, %eax
-	mov %esp, %ecx
+	mov %esp, %edx
 	lret
 far_target:
 	mov %cs, %eax
@@ -524,7 +524,6 @@ far_target16:                           /* for CODE16: decoded as 16-bit code */
 	.code32
 task_target:
 	mov %cs, %eax
-	mov %esp, %ecx
 	pushf
 	pop %edx
 	iret

@@ -297,7 +297,7 @@ establish:
 	movq $0, fixup
 	mov log_next, %rdi
 	cmp $log_limit, %rdi
-	jae all_done
+	jae ended                       /* the next run goes on here */
 	movq $START, (%rdi)
 	mov index, %rax
 	mov %rax, 8(%rdi)
@@ -462,7 +462,7 @@ arrived:
 	cld
 	mov log_next, %rdi
 	cmp $log_limit, %rdi
-	jae all_done
+	jae ended                       /* the next run goes on here */
 	movq $EVENT, (%rdi)
 	mov index, %rax
 	mov %rax, 8(%rdi)
@@ -479,7 +479,7 @@ arrived:
 	mov $0xffff0ff0, %eax
 	mov %rax, %dr6
 	cmpq $0, in_snippet
-	je all_done
+	je ended                        /* the harness itself failed */
 	incq events
 	cmpq $MAX_EVENTS, events
 	jae finish
@@ -559,7 +559,7 @@ resume:
 
 gate_target:
 	mov %cs, %eax
-	mov %rsp, %rcx
+	mov %rsp, %rdx
 	lretq
 far_target:
 	mov %cs, %eax

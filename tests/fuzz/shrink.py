@@ -15,10 +15,10 @@ _TRIES = 60
 """Kernels that shrinking one snippet may take."""
 
 
-def _kind(failure: Failure) -> str:
+def _kind(failure: Failure) -> tuple[str, str]:
     """What a failure is about: while shrinking it must stay the same."""
     first = failure.differences[0]
-    return first.where.split(" ")[0]
+    return first.where.split(" ")[0], first.field
 
 
 def _fails(snippet: Snippet, width: int, failure: Failure) -> Failure | None:
@@ -38,7 +38,7 @@ def _smaller(snippet: Snippet) -> Iterator[Snippet]:
     if snippet.flags != 2:
         yield replace(snippet, flags=2)
     for name, value in snippet.registers.items():
-        if value != "0":
+        if value != "0" and value.isdecimal():  # what points into the data goes on doing so
             yield replace(snippet, registers={**snippet.registers, name: "0"})
 
 

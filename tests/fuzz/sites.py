@@ -114,7 +114,11 @@ def _debug_registers(draw: Draw) -> Lines:
     full = draw.native("eax")
     if draw.chance(50):
         return [f"mov %db{number}, {draw.free(draw.width)}"]
-    value = draw.one(("0x400", "0", "0xffff0ff0")) if number > 3 else draw.one(("data", "0x1234"))
+    value = (
+        draw.one(("0x400", "0") if number & 1 else ("0xffff0ff0", "0"))
+        if number > 3
+        else draw.one(("data", "0x1234"))
+    )
     return [f"mov ${value}, %eax", f"mov {full}, %db{number}", f"mov %db{number}, {draw.native('edx')}"]
 
 
