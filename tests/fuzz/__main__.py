@@ -31,6 +31,7 @@ def _arguments() -> argparse.Namespace:
         "--width", type=int, choices=(32, 64), action="append", help="only kernels of this width"
     )
     parser.add_argument("--host", action="append", help="only this machine")
+    parser.add_argument("--whole", action="store_true", help="keep failures as they are")
     parser.add_argument("--snippets", type=int, default=0, help="end after so many, whatever the budget")
     return parser.parse_args()
 
@@ -74,7 +75,9 @@ def main() -> int:
             )
             for failure in verdict.failures:
                 failed += 1
-                path = _keep(made[failure.snippet], width, seed, failure, failed <= _SHRUNK)
+                path = _keep(
+                    made[failure.snippet], width, seed, failure, failed <= _SHRUNK and not arguments.whole
+                )
                 print(f"  {path}: {failure.differences[0]}", flush=True)
         seed += 1
     used = sum(1 for rule in load_rules() if rules[rule.name])

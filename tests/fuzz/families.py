@@ -61,12 +61,7 @@ def _shadow(draw: Draw, tags: set[str]) -> Lines:
     tags.add("armed")
     stack = ["mov $KERNEL_DATA, %ecx", "mov %ecx, %ss"]
     if draw.width == 32 and draw.chance(50):
-        stack = draw.one(
-            (
-                ["push $KERNEL_DATA", "pop %ss"],
-                ["movl $SP0, data; movl $KERNEL_DATA, data + 4", "lss data, %esp"],
-            )
-        )
+        stack = ["push $KERNEL_DATA", "pop %ss"]
     opening = draw.one(
         (
             ["sti"],
