@@ -13,7 +13,7 @@ BUDGET ?= 60
 TEST_PACKAGES := qemu-system-x86 gcc gcc-multilib binutils gdb
 SETUP_PACKAGES := python3-venv
 
-.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench matrix oracle oracle-pc samples docs clean
+.PHONY: help setup setup-dev apt-setup apt-test demo test lint bench campaign matrix oracle oracle-pc samples docs clean
 
 help:
 	@echo "make demo    patch a real kernel (GNU Mach) and run it on two hypervisors"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make bench   the measured figures, each beside a peer from the same run"
 	@echo "make matrix  every guest on every backend"
+	@echo "make campaign BUDGET=SECONDS SEED=NUMBER  mutated images, forged patched files, hostile guests"
 	@echo "make oracle  the Xen model against real Xen 4.17, verdict by verdict"
 	@echo "make oracle-pc  the PC's sample under QEMU and here, patched and unpatched"
 	@echo "make fuzz    random kernels, unpatched against patched, for BUDGET seconds; SEED=n repeats"
@@ -80,6 +81,9 @@ bench: setup-dev apt-test
 
 matrix: setup-dev
 	@$(BIN)/python -m tests.matrix
+
+campaign: setup-dev
+	@$(BIN)/python -m tests.campaign $(or $(BUDGET),60) $(or $(SEED),1)
 
 oracle: setup-dev apt-test
 	@$(BIN)/python -m tests.oracle

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -130,9 +131,12 @@ class VCpu:
         """Inside the emulator, which keeps the arithmetic flags and DF apart from EFLAGS meanwhile."""
         self.last_error = 0
         self._reads_descriptors: set[int] = set()
-        self._hooked: set[int] = set()
+        self._hooked: Counter[int] = Counter()
+        self._hook_addresses: dict[int, int] = {}
         self._hooked_ranges: list[range] = []
         self._keep: list[Any] = []
+        self._reached: dict[int, Any] = {}
+        """Functions of the hooks on single instructions."""
         self._flags_word = ctypes.c_uint64()
         self._register_word = ctypes.c_uint64()
         self._prepare_control()
@@ -213,14 +217,21 @@ class VCpu:
         self._keep.append(callback)
         if kind == uc_const.UC_HOOK_CODE:
             if begin == end:
-                self._hooked.add(begin)
+                self._hooked[begin] += 1
+                self._hook_addresses[hook.value] = begin
             else:
                 self._hooked_ranges.append(range(begin, end + 1))
         return hook.value
 
     def remove_hook(self, hook: int) -> None:
-        """Take a hook away; blocks translated with it keep calling it until they are dropped."""
+        """Take a hook away. Blocks translated with it go on calling it: drop them, before if it is Python."""
         uclib.uc_hook_del(self.handle, hook)
+        self._reached.pop(hook, None)
+        address = self._hook_addresses.pop(hook, None)
+        if address is not None:
+            self._hooked[address] -= 1
+            if not self._hooked[address]:
+                del self._hooked[address]
 
     def guarded(self, function: Callable[..., Any], default: Any) -> Callable[..., Any]:
         """A callback for the emulator. Python errors must not cross the C frame: the first is remembered, and
@@ -315,9 +326,10 @@ class VCpu:
             callback()
 
         function = _CODE(self.guarded(reached, None))
-        self._keep.append(function)
         data = ctypes.cast(function, ctypes.c_void_p).value or 0
-        return self.add_hook(uc_const.UC_HOOK_CODE, self.native.arrived, data, address, address)
+        hook = self.add_hook(uc_const.UC_HOOK_CODE, self.native.arrived, data, address, address)
+        self._reached[hook] = function
+        return hook
 
     def on_new_block(self, callback: Callable[[int, int], None], level: int = 0) -> int:
         """Call `callback(linear address, size)` when a block has been translated, before it runs.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import iced_x86
@@ -149,6 +150,7 @@ class Watcher:
         self._outer = _Wanted(mnemonics | outer)
         self._level = 0 if mnemonics else 1
         self._sites: dict[int, Site] = {}
+        self._hooks: list[int] = []
         self._stale: list[tuple[int, int]] = []
         self._clean: dict[int, tuple[_Wanted, bytes]] = {}
         """Blocks in which there was nothing, by address: code is translated more than once."""
@@ -169,6 +171,13 @@ class Watcher:
 
     def settle(self) -> None:
         """Drop the translations in which watched instructions were found."""
+        if len(self._hooks) > _MOST_SITES:
+            self._cpu.drop_all_translations()
+            for hook in self._hooks:
+                self._cpu.remove_hook(hook)
+            self._hooks.clear()
+            self._sites.clear()
+            self._stale.clear()
         for begin, end in self._stale:
             self._cpu.drop_translation(begin, end)
         self._stale.clear()
@@ -203,10 +212,13 @@ class Watcher:
             if self._sites.get(site.address) == site:
                 continue
             if site.address not in self._sites:
-                self._cpu.on_instruction(site.address, lambda where=site.address: self._arrive(where))  # type: ignore[misc]
+                arrive = partial(self._arrive, site.address)
+                self._hooks.append(self._cpu.on_instruction(site.address, arrive))
                 found = True
             self._sites[site.address] = site
         if nothing:
+            if len(self._clean) >= _MOST_CLEAN:
+                self._clean.clear()
             self._clean[address] = (wanted, code)
         if found:
             self._stale.append((address, address + size))
@@ -226,3 +238,8 @@ class Watcher:
 
 
 _LONGEST_LOOK = 512
+_MOST_SITES = 1024
+"""Hooked addresses after which all are forgotten, and found anew where code still runs: each hook makes each
+translation dearer, and a guest that writes its code can have one at every address."""
+_MOST_CLEAN = 16384
+"""Blocks that are remembered as clean."""

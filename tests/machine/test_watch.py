@@ -140,3 +140,24 @@ def test_the_result_does_not_depend_on_watching() -> None:
     watched = World(32, code)
     run(watched, "smsw")
     assert list(plain.machine.cpu.state.gpr)[1:] == list(watched.machine.cpu.state.gpr)[1:]
+
+
+def test_hooks_are_bounded_for_a_guest_that_writes_its_code() -> None:
+    """A watched instruction at ever new addresses: each one is seen, and what is kept does not grow."""
+    count, first = 3000, 0x600000
+    world = World(
+        32,
+        f"""
+        mov edi, {first}
+    again:
+        mov dword ptr [edi], 0xc3e0010f
+        call edi
+        add edi, 16
+        cmp edi, {first + count * 16}
+        jb again
+        ud2
+        """,
+    )
+    seen = run(world, "smsw")
+    assert seen.seen == {"smsw": count}
+    assert len(world.machine.cpu._reached) < 1100
