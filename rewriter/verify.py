@@ -11,29 +11,18 @@ from collections.abc import Mapping
 from functools import cache
 
 import capstone
-from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt
+from iced_x86 import Decoder, Instruction, Mnemonic, Register
 
 from pvpatch.abi.errors import SelfCheckError
 from rewriter.emit.assembly import Encoded, Item
+from rewriter.emit.operation import operation
 from rewriter.emit.patch import PatchJob
 from rewriter.emit.relocate import is_direct_branch, is_direct_call
 from rewriter.emit.thunk import BODY
 from rewriter.tactics import Window
+from rewriter.verify_windows import check_windows
 
 __all__ = ["VerificationError", "same_operation", "verify"]
-
-
-_IMMEDIATES = (
-    OpKind.IMMEDIATE8,
-    OpKind.IMMEDIATE8_2ND,
-    OpKind.IMMEDIATE16,
-    OpKind.IMMEDIATE32,
-    OpKind.IMMEDIATE64,
-    OpKind.IMMEDIATE8TO16,
-    OpKind.IMMEDIATE8TO32,
-    OpKind.IMMEDIATE8TO64,
-    OpKind.IMMEDIATE32TO64,
-)
 
 
 class VerificationError(SelfCheckError):
@@ -42,6 +31,7 @@ class VerificationError(SelfCheckError):
 
 def verify(job: PatchJob, payload: bytes) -> int:
     """Check all thunks and sites of a finished payload; returns the number of instructions compared."""
+    check_windows(job.view, job.reach, job.plan)
     count = 0
     entries = [change.offset for change in job.edits.changes if change.kind == "entry"]
     for window in job.plan.windows:
@@ -73,44 +63,6 @@ def check_encoded(encoded: Encoded, data: bytes, bits: int) -> int:
 
 def _equal(found: Instruction, item: Item) -> bool:
     return operation(found) == operation(item.instruction)
-
-
-def operation(instruction: Instruction) -> tuple[object, ...]:
-    """What an instruction does: opcode, prefixes, every operand with absolute addresses."""
-    operands: list[object] = []
-    for index in range(instruction.op_count):
-        kind = instruction.op_kind(index)
-        operands.append(kind)
-        if kind == OpKind.REGISTER:
-            operands.append(instruction.op_register(index))
-        elif kind == OpKind.MEMORY:
-            operands += memory(instruction)
-        elif kind in (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64):
-            operands.append(instruction.near_branch_target)
-        elif kind in (OpKind.FAR_BRANCH16, OpKind.FAR_BRANCH32):
-            operands += [instruction.far_branch_selector, instruction.far_branch32]
-        elif kind in _IMMEDIATES:
-            operands.append(instruction.immediate(index))
-    prefixes = (
-        instruction.has_lock_prefix,
-        instruction.has_rep_prefix,
-        instruction.has_repne_prefix,
-        instruction.segment_prefix,
-    )
-    return instruction.code, prefixes, tuple(operands)
-
-
-def memory(instruction: Instruction) -> list[object]:
-    """Address and segment of a memory operand, the displacement at the width of the address."""
-    narrow = instruction.memory_base == Register.NONE and instruction.memory_displ_size == 4
-    narrow = narrow or RegisterExt.size(instruction.memory_base or instruction.memory_index) == 4
-    mask = 0xFFFFFFFF if narrow else 2**64 - 1
-    return [
-        instruction.memory_base,
-        instruction.memory_index,
-        instruction.memory_index_scale,
-        instruction.memory_displacement & mask,
-    ]
 
 
 @cache

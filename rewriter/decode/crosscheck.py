@@ -13,7 +13,7 @@ from importlib.resources import files
 
 import capstone
 
-__all__ = ["Verdict", "second_opinion"]
+__all__ = ["Verdict", "has_length", "second_opinion"]
 
 _MODES = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
 _REPEATS = ("rep ", "repe ", "repne ", "repz ", "repnz ", "lock ", "bnd ")
@@ -44,6 +44,12 @@ def _table(name: str) -> dict[tuple[str, str], str]:
     text = files("rewriter.decode").joinpath("capstone_gaps.toml").read_text(encoding="utf-8")
     rows = tomllib.loads(text)[name]
     return {(row["iced"], other): row["reason"] for row in rows for other in row["capstone"]}
+
+
+def has_length(code: bytes, width: int) -> bool:
+    """Whether capstone reads all of `code` as one instruction."""
+    decoded = next(_decoder(width).disasm_lite(code, 0, 1), None)
+    return decoded is not None and decoded[1] == len(code)
 
 
 def second_opinion(code: bytes, width: int, mnemonic: str) -> Verdict:

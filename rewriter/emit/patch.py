@@ -26,7 +26,7 @@ from rewriter.tactics import Context, Window, Windows
 from rewriter.tactics.view import CodeView
 from rewriter.tactics.window import needs_return_address
 
-__all__ = ["PatchJob", "patch_payload"]
+__all__ = ["PatchJob", "may_move", "patch_payload"]
 
 _ENTRY_SIZE = 5
 
@@ -63,7 +63,7 @@ def patch_payload(
 
     ``block_at`` is the physical address wished for the block.
     """
-    reach = Reach("absolute" if _may_move(image) else "relative")
+    reach = Reach("absolute" if may_move(image) else "relative")
     reason = (flat_writer.flat_reason(image) if image.kind == "flat" else "") or range_reason(image)
     if reason:
         raise ImageError(f"the image cannot be extended: {reason}")
@@ -111,7 +111,7 @@ def _refuse_unloaded(image: Image, plan: Plan) -> None:
                 )
 
 
-def _may_move(image: Image) -> bool:
+def may_move(image: Image) -> bool:
     """Whether the code may run somewhere else than where it is linked, away from the resident block.
 
     Flat images do, and ELF images of type ET_DYN, which relocate themselves wherever they are. The block

@@ -13,8 +13,8 @@ from iced_x86 import Formatter, FormatterSyntax, Instruction
 from pvpatch.abi.errors import ImageError
 from rewriter.check_output import check_output
 from rewriter.emit import flat_writer
-from rewriter.emit.patch import PatchJob, patch_payload
-from rewriter.emit.refusals import refuse_foreign, refuse_image
+from rewriter.emit.patch import PatchJob, may_move, patch_payload
+from rewriter.emit.refusals import refuse_foreign, refuse_image, refuse_unknown_widths
 from rewriter.image import Image, gzip_layer
 from rewriter.manifest import Container, Manifest, Site, pack
 from rewriter.plan import Decision
@@ -51,6 +51,7 @@ def patch_image(image: Image, progress: Progress = lambda _: None, block_at: int
     started = time.perf_counter()
     scan = scan_image(image, progress)
     refuse_foreign(image, scan.sites)
+    refuse_unknown_widths(image, scan.unknown_widths)
     scanned = time.perf_counter()
     progress("planning and writing")
     job, payload = _patch_payload(image, scan, block_at)
@@ -74,7 +75,8 @@ def _patch_payload(image: Image, scan: ScanResult, block_at: int | None) -> tupl
     }
     try:
         addresses = [site.address for site in scan.sites]
-        job = patch_payload(image, view_of(scan.codemap), addresses, foreign_sites(scan) | kept, block_at)
+        view = view_of(scan.codemap, moves=may_move(image))
+        job = patch_payload(image, view, addresses, foreign_sites(scan) | kept, block_at)
         return job, job.payload()
     except (ValueError, OverflowError, struct.error) as error:
         raise ImageError(

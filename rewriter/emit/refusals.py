@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pvpatch.abi.errors import ImageError
 from pvpatch.abi.layout import find_locators
@@ -13,7 +13,7 @@ from rewriter.image.multiboot import TAG_RELOCATABLE, find_multiboot
 from rewriter.manifest import find_record
 from rewriter.scan import Site
 
-__all__ = ["refuse_foreign", "refuse_image", "refuse_patched"]
+__all__ = ["refuse_foreign", "refuse_image", "refuse_patched", "refuse_unknown_widths"]
 
 _NATIVE = ("multiboot1", "multiboot2", "linux32", "linux64", "pvh")
 """Protocols that enter a kernel on bare hardware, or as if on it."""
@@ -62,6 +62,15 @@ def refuse_foreign(image: Image, sites: Iterable[Site]) -> None:
             f"{image.path}: this is a guest of {' and '.join(spoken)}: it makes that hypervisor's calls, "
             "and no boot protocol enters it on bare hardware",
             hint="only native kernels are patched yet",
+        )
+
+
+def refuse_unknown_widths(image: Image, addresses: Sequence[int]) -> None:
+    """ImageError where code of unknown width is entered: it and what it calls would be patched wrong."""
+    if addresses:
+        raise ImageError(
+            f"{image.path}: the width of the code at {image.describe(addresses[0])} is not known",
+            hint="it is entered by a far transfer whose code segment the file does not hold",
         )
 
 

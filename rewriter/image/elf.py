@@ -166,7 +166,7 @@ def _sections(binary: lief.ELF.Binary, data: bytes) -> tuple[Section, ...]:
                 mem_size=item.size,
                 allocated=bool(flags & SHF_ALLOC),
                 writable=bool(flags & SHF_WRITE),
-                executable=bool(flags & SHF_EXECINSTR),
+                executable=bool(flags & SHF_EXECINSTR) and kind == lief.ELF.Section.TYPE.PROGBITS,
             )
         )
     return tuple(found)

@@ -64,7 +64,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section header's content; `file_size` is 0 for sections without bytes in the file."""
+    """A section header's content; `file_size` is 0 for sections without bytes in the file.
+
+    `executable` is said of program bytes only: notes that carry the flag (i386 Linux 4.x) are none.
+    """
 
     name: str
     file_offset: int

@@ -8,16 +8,24 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-from iced_x86 import Decoder, FlowControl, Instruction, MemorySizeExt, Mnemonic, OpKind, Register
+from iced_x86 import Code, Decoder, FlowControl, Instruction, MemorySizeExt, Mnemonic, OpKind, Register
 
 from rewriter.decode.classification import class_by_code, codes_matching
 from rewriter.scan.descriptor_data import DataRanges
 from rewriter.scan.space import Region, Space
 
-__all__ = ["Block", "BlockDecoder", "Edge"]
+__all__ = ["XEN_EMULATE", "Block", "BlockDecoder", "Edge", "Read"]
 
 MAX_BLOCK = 4096
 """Instructions in one block before it is cut; real blocks stay far below."""
+
+XEN_EMULATE = b"\x0f\x0bxen"
+"""Xen's forced emulation prefix: UD2 and a name (XEN_EMULATE_PREFIX, public/arch-x86/xen.h); the instruction
+behind it is emulated, and control goes on behind that."""
+
+_POP_STACK_POINTER = 0x5C
+_LARGEST_STRUCTURE = 0x10000
+"""Displacements below count as offsets in structures: some images are linked at 0."""
 
 _MAY_NOT_RETURN = (Mnemonic.HLT, Mnemonic.INT)
 _ENDING = {FlowControl.RETURN, FlowControl.EXCEPTION}
@@ -58,6 +66,18 @@ class Edge:
     selector: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Bytes of a region that an instruction uses as data; `size` 0 when nobody knows how many.
+
+    `copied`: a string instruction moves them somewhere else.
+    """
+
+    address: int
+    size: int
+    copied: bool = False
+
+
 @dataclass(slots=True)
 class Block:
     """What one block holds. `valid` is False when it runs into something that is no instruction."""
@@ -68,14 +88,21 @@ class Block:
     plausible: bool = True
     runs_off: bool = False
     """Its last instruction ends where the region ends: a kernel whose last word is HLT, or no code at all."""
+    prefix_like: int = 0
+    """In 32-bit code, INC and DEC of one byte: what 64-bit code has as REX prefixes."""
     wrong_width: bool = False
     """32-bit decoding shows what only 64-bit code means."""
     instructions: list[tuple[int, int]] = field(default_factory=list)
     """Address and length of each instruction."""
     edges: list[Edge] = field(default_factory=list)
     sites: list[int] = field(default_factory=list)
-    references: list[int] = field(default_factory=list)
-    """Addresses inside regions that the code takes (LEA, immediates): code or data, not known here."""
+    references: list[tuple[int, int]] = field(default_factory=list)
+    """Addresses inside regions that the code takes (LEA, immediates), code or data, not known here; and by
+    which instruction."""
+    reads: list[Read] = field(default_factory=list)
+    """Memory operands that name bytes of a region by their address."""
+    stuck: int = 0
+    """Where it runs into something that is no instruction, when it is not valid."""
     slots: list[int] = field(default_factory=list)
     """Addresses of pointers that the code calls or jumps through."""
     based: list[int] = field(default_factory=list)
@@ -147,7 +174,10 @@ class BlockDecoder:
         weak: bool = False,
         end: int | None = None,
     ) -> Block:
-        """The block at `start`; `known` holds the lengths of instructions already found in `region`.
+        """The block at `start`; `known` holds the widths of instructions already found in `region`.
+
+        It ends where an instruction of its own width is known. An instruction behind Xen's forced emulation
+        prefix is one with it, in images that know Xen.
 
         With `strict`, decoding ends at the first implausible instruction. Code that runs into data is
         none, but for what stands before a last HLT or INT n: those may never come back. Data is what is
@@ -166,10 +196,17 @@ class BlockDecoder:
             if address >= region.end:
                 block.runs_off = True
                 return block
-            if known[offset]:
+            if known[offset] == width:
                 block.merges = True
                 return block
             instruction = self.instruction_at(address, width, region)
+            if instruction.code == Code.UD2:
+                if length := self._emulated(address, width, region):
+                    block.instructions.append((address, length))
+                    block.sites.append(address)
+                    address += length
+                    continue
+                instruction = self.instruction_at(address, width, region)
             length = instruction.len
             invalid = instruction.is_invalid or address + length > region.end
             doubtful = weak or strict or pause
@@ -177,6 +214,7 @@ class BlockDecoder:
                 if pause:
                     return self.block(start, width, known, region, strict=strict, end=pause)
                 block.valid = False
+                block.stuck = address
                 return block
             code = instruction.code
             self._judge(block, instruction, payload, region.file_offset + offset)
@@ -194,6 +232,18 @@ class BlockDecoder:
         block.edges.append(Edge(address, "fall"))
         return block
 
+    def _emulated(self, address: int, width: int, region: Region) -> int:
+        """Length of Xen's forced emulation prefix at an address with the instruction behind it, else 0."""
+        at = region.file_offset + address - region.vaddr
+        if not self.space.image.xen or not self.space.image.payload.startswith(XEN_EMULATE, at):
+            return 0
+        behind = address + len(XEN_EMULATE)
+        if behind >= region.end:
+            return 0
+        instruction = self.instruction_at(behind, width, region)
+        plain = not instruction.is_invalid and instruction.flow_control == FlowControl.NEXT
+        return len(XEN_EMULATE) + instruction.len if plain and instruction.next_ip <= region.end else 0
+
     def _is_data(self, address: int, length: int, at: int) -> bool:
         """Whether what may never be reached is a descriptor table, or zeros."""
         zeros = length == 2 and self.space.image.payload[at : at + 2] in _implausible().filler
@@ -203,6 +253,7 @@ class BlockDecoder:
         """Note what real code would not contain."""
         signs = _implausible()
         length = instruction.len
+        block.prefix_like += block.width == 32 and length == 1 and payload[at] & 0xF0 == 0x40
         if instruction.code in signs.codes:
             on_stack = instruction.is_jmp_far_indirect or instruction.is_call_far_indirect
             on_stack = on_stack and instruction.memory_base in (Register.ESP, Register.RSP)
@@ -230,10 +281,16 @@ class BlockDecoder:
                 else:
                     if instruction.mnemonic == Mnemonic.LEA and instruction.memory_displ_size >= 4:
                         block.based.append(instruction.memory_displacement & 0xFFFF_FFFF)
+                    elif self._names_a_table(instruction):
+                        self._read(block, instruction, instruction.memory_displacement, indexed=True)
                     continue
+                if instruction.mnemonic != Mnemonic.LEA and (
+                    instruction.is_ip_rel_memory_operand or not self._is_number(instruction)
+                ):
+                    self._read(block, instruction, value, indexed=False)
                 if instruction.mnemonic == Mnemonic.LEA:
                     if instruction.is_ip_rel_memory_operand or not self._is_number(instruction):
-                        self._reference(block, value)
+                        self._reference(block, value, instruction.ip)
                 elif instruction.mnemonic in (Mnemonic.CALL, Mnemonic.JMP):
                     block.slots.append(value)
                 elif instruction.mnemonic == Mnemonic.LGDT:
@@ -243,12 +300,29 @@ class BlockDecoder:
             elif kind in _IMMEDIATE_KINDS:
                 value = instruction.immediate(index)
                 if value > 0xFFF and not self._is_number(instruction):
-                    self._reference(block, value & 0xFFFF_FFFF if block.width == 32 else value)
+                    mask = 0xFFFF_FFFF if block.width == 32 else (1 << 64) - 1
+                    self._reference(block, value & mask, instruction.ip)
 
-    def _reference(self, block: Block, value: int) -> None:
+    def _reference(self, block: Block, value: int, by: int) -> None:
         target = self.space.resolve(value)
         if target is not None:
-            block.references.append(target)
+            block.references.append((target, by))
+
+    def _names_a_table(self, instruction: Instruction) -> bool:
+        """Whether the displacement behind a register is an address, and no offset in a structure."""
+        if instruction.memory_displ_size < 4 or self._is_number(instruction):
+            return False
+        alone = instruction.memory_base == Register.NONE
+        return bool(alone or instruction.memory_displacement >= _LARGEST_STRUCTURE)
+
+    def _read(self, block: Block, instruction: Instruction, address: int, *, indexed: bool) -> None:
+        """Note a memory operand inside a region; FS and GS have bases that nobody knows here."""
+        if instruction.memory_segment in (Register.FS, Register.GS):
+            return
+        target = self.space.resolve(address & 0xFFFF_FFFF if block.width == 32 else address)
+        if target is not None:
+            size = 0 if indexed else max(MemorySizeExt.size(instruction.memory_size), 1)
+            block.reads.append(Read(target, size))
 
     def _far_pointer(self, block: Block, instruction: Instruction) -> None:
         """A far transfer through a pointer that the file holds leads where the pointer says."""
@@ -262,6 +336,14 @@ class BlockDecoder:
         target = self.space.resolve(int.from_bytes(raw[:-2], "little")) if raw else None
         if raw and target is not None:
             block.edges.append(Edge(target, "far", int.from_bytes(raw[-2:], "little")))
+
+    def _takes_return_address(self, callee: int, width: int, following: int) -> bool:
+        """Whether a callee begins with POP: it does not return behind the call, but may read there."""
+        region = self.space.find(callee)
+        if region is None or callee == following:
+            return False
+        first = self.space.code(region)[callee - region.vaddr]
+        return width != 16 and 0x58 <= first <= 0x5F and first != _POP_STACK_POINTER
 
     def _flow(self, block: Block, instruction: Instruction, address: int) -> bool:
         """Record the edges of a control transfer; True when the block ends here."""
@@ -281,7 +363,9 @@ class BlockDecoder:
                 block.plausible = False
             kind = "call" if flow == FlowControl.CALL else "jump"
             block.edges.append(Edge(target, kind))
-            if flow == FlowControl.CALL:
+            if flow == FlowControl.CALL and self._takes_return_address(target, block.width, following):
+                block.references.append((following, target))
+            elif flow == FlowControl.CALL:
                 block.edges.append(Edge(following, "after_call"))
             elif flow != FlowControl.UNCONDITIONAL_BRANCH:
                 block.edges.append(Edge(following, "fall"))

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from iced_x86 import Formatter, FormatterSyntax, Instruction, Mnemonic
+from iced_x86 import Decoder, Formatter, FormatterSyntax, Instruction, Mnemonic
+from numpy.typing import NDArray
 
 from pvpatch.abi.forms import mnemonic_names
 from rewriter.decode import InstructionClass, match_form
+from rewriter.decode.lengths import MAX_INSTRUCTION
 from rewriter.image import Image
-from rewriter.scan.codemap import CodeMap
+from rewriter.scan.block import XEN_EMULATE
+from rewriter.scan.codemap import CodeMap, RegionMap
 from rewriter.scan.document import Site
 from rewriter.scan.explore import Explorer
 from rewriter.scan.kernel_tables import KernelTables
@@ -43,6 +46,15 @@ class _Spans:
             if self.spans[index][1] > start:
                 found.add(self.spans[index][2])
         return found
+
+
+def _is_long_branch(built: RegionMap) -> NDArray[np.bool_]:
+    """CALL and JMP rel32, and conditional jumps of that size: the ways into a hypercall page."""
+    following = np.roll(built.data, -1)
+    plain = (built.lengths == 5) & ((built.data == 0xE8) | (built.data == 0xE9))
+    conditional = (built.lengths == 6) & (built.data == 0x0F) & (following & 0xF0 == 0x80)
+    result: NDArray[np.bool_] = plain | conditional
+    return result
 
 
 class SiteDescriber:
@@ -137,17 +149,28 @@ class SiteDescriber:
         """A pure Xen guest: SYSCALL in its kernel is a hypercall."""
         return bool(self.image.xen) and all(entry.protocol in ("xen", "elf") for entry in self.image.entries)
 
+    def emulated(self, address: int, region: Region, width: int) -> Site:
+        """The site of an instruction behind Xen's forced emulation prefix, prefix included."""
+        start = region.file_offset + address - region.vaddr + len(XEN_EMULATE)
+        decoder = Decoder(width, self.image.payload[start : start + MAX_INSTRUCTION], ip=address)
+        instruction = decoder.decode()
+        site = self.call_site(instruction, region, width, "xen", "forced emulation")
+        length = len(XEN_EMULATE) + instruction.len
+        code = self.image.payload[site.file_offset : site.file_offset + length]
+        return replace(site, length=length, code=code)
+
     def hypercalls(self, explorer: Explorer, swept: Mapping[int, Sweep]) -> list[Site]:
-        """Direct calls into the Xen hypercall page that the image's notes name."""
+        """Direct calls and jumps into the Xen hypercall page that the image's notes name."""
         page = self.image.xen.get("HYPERCALL_PAGE")
         if not isinstance(page, int):
             return []
         sites: list[Site] = []
         for built in self.codemap.regions:
             region = built.region
-            at = np.flatnonzero((built.lengths == 5) & (built.data == 0xE8))
+            at = np.flatnonzero(_is_long_branch(built))
+            end = at + built.lengths[at]
             apart = (region.vaddr - page + (1 << 63)) % (1 << 64) - (1 << 63)  # as addresses are subtracted
-            target = at + 5 + displacements(built.data, at + 1) + apart
+            target = end + displacements(built.data, end - 4) + apart
             inside = (target >= 0) & (target < PAGE)
             for offset, slot in zip(at[inside].tolist(), target[inside].tolist(), strict=True):
                 width = int(built.widths[offset])

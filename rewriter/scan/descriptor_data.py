@@ -32,7 +32,9 @@ class DataRanges:
         self.ranges = tuple(merged)
         self._starts = [start for start, _ in merged]
 
-    def __contains__(self, address: int) -> bool:
+    def __contains__(self, address: object) -> bool:
+        if not isinstance(address, int):
+            return False
         index = bisect_right(self._starts, address) - 1
         return index >= 0 and address < self.ranges[index][1]
 

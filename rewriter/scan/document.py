@@ -70,7 +70,9 @@ class ScanResult:
     interfaces: tuple[str, ...]
     """Paravirtual interfaces that the image itself declares (notes, signatures, tables)."""
     complete: bool
-    """False when discovery stopped at its work limit."""
+    """False when discovery stopped at its work limit, or sure code leads into what is no instruction."""
+    unknown_widths: tuple[int, ...]
+    """Addresses of code that is entered in a width that the image does not tell."""
     codemap: CodeMap = field(repr=False, compare=False)
 
     def totals(self, key: Callable[[Site], str]) -> dict[str, int]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rewriter.decode import instruction_lengths
-from rewriter.scan.block import Block, BlockDecoder, Edge
+from rewriter.decode.lengths import MAX_INSTRUCTION
+from rewriter.scan.block import Block, BlockDecoder, Edge, Read
 from rewriter.scan.descriptor_data import DataRanges
 from rewriter.scan.space import Region, Space
 
@@ -37,14 +38,36 @@ class Start:
     width: int
 
 
+_PREFIXES, _PREFIX_SHARE = 4, 8
+"""So many INC and DEC, and one in so many instructions, are the REX prefixes of 64-bit code."""
+
+HYPERCALL_PAGE = 4096
+"""Bytes of the page that Xen fills with hypercall stubs."""
+
+_PROLOGUES = (b"\x55\x89\xe5", b"\x55\x48\x89\xe5", b"\xf3\x0f\x1e\xfa", b"\xf3\x0f\x1e\xfb")
+"""How compilers begin functions: PUSH and MOV of the frame pointer, ENDBR64, ENDBR32."""
+
 VOTE_FAR, VOTE_NEAR = 47, 15
 """Distances before a guessed start, in bytes, between which walks begin that must arrive at it."""
 
 _BEHIND_CODE = (0xC3, 0x90, 0xCC)
 """RET, NOP, INT3: a function may begin behind them."""
 
+ENOUGH = 256
+"""Plausible instructions in one guess that are no accident."""
+
+_FAR_APART = 256
+"""Bytes between a branch and its target from which on a target that is known code is no accident."""
+
 NEAR = 64
 """Bytes around known code in which a guess is allowed, where no section says what is code."""
+
+
+def _shows_prefixes(blocks: list[Block]) -> bool:
+    """Whether what was read as 32-bit code is 64-bit code."""
+    count = sum(len(block.instructions) for block in blocks)
+    prefixes = sum(block.prefix_like for block in blocks)
+    return prefixes >= _PREFIXES and prefixes * _PREFIX_SHARE > count
 
 
 class Explorer:
@@ -69,6 +92,18 @@ class Explorer:
         self.calls: set[int] = set()
         self.sites: set[int] = set()
         self.references: dict[int, int] = {}
+        self.takers: dict[int, set[int]] = {}
+        """By address that code takes: the instructions that do."""
+        self.reads: set[Read] = set()
+        """Bytes inside regions that known code names as data."""
+        self.doubtful: dict[int, Block] = {}
+        """Instructions known only by a guess that nothing else confirms, and their blocks."""
+        self.conflicts: dict[tuple[int, int], int] = {}
+        """(address, width) of instructions that are also known in another width, and their length."""
+        self.lost: set[int] = set()
+        """Where code that is sure leads into something that is no instruction."""
+        self.outside: set[int] = set()
+        """Where code that is sure leads out of every region."""
         self.slots: dict[int, int] = {}
         self.based: set[int] = set()
         self.gdt_pointers: set[int] = set()
@@ -79,6 +114,15 @@ class Explorer:
         self.got_bases: Counter[int] = Counter()
         self.wrong_width = False
         """The last guess met 64-bit code while it was read as 32-bit."""
+        self._anchored = False
+        """The last guess is confirmed: no data jumps to code far away, or is so much plausible code."""
+        self._fresh: list[Block] = []
+        """What the last guess added."""
+        self.guesses: list[Start] = []
+        """Where the guesses began that nothing confirmed at once."""
+        page = space.image.xen.get("HYPERCALL_PAGE")
+        self._hypercalls = range(page, page + HYPERCALL_PAGE) if isinstance(page, int) else range(0)
+        """Code that is in no file: Xen writes it (public/arch-x86/xen.h)."""
         self._dense_lengths: dict[tuple[int, int], bytes] = {}
         self.complete = True
         self.committed = 0
@@ -102,6 +146,30 @@ class Explorer:
         offset = address - region.vaddr
         return self.covered[region.index][offset] > 0 and not self.lengths[region.index][offset]
 
+    def is_sure(self, address: int) -> bool:
+        """Whether an address is a byte of an instruction that more than a guess leads to."""
+        region = self.space.find(address)
+        if region is None or not self.covered[region.index][address - region.vaddr]:
+            return False
+        lengths, offset = self.lengths[region.index], address - region.vaddr
+        return any(
+            lengths[offset - back] > back and address - back not in self.doubtful
+            for back in range(min(MAX_INSTRUCTION, offset + 1))
+        )
+
+    def next_sure(self, address: int) -> int:
+        """The first instruction from an address on that more than a guess leads to, or the region's end."""
+        region = self.space.find(address)
+        if region is None:
+            return address
+        covered, lengths = self.covered[region.index], self.lengths[region.index]
+        offset = address - region.vaddr
+        while (offset := covered.find(1, offset)) >= 0:
+            if lengths[offset] and region.vaddr + offset not in self.doubtful:
+                return region.vaddr + offset
+            offset += 1
+        return region.end
+
     def width_at(self, address: int) -> int:
         """Width of the known instruction at `address`, 0 when there is none."""
         region = self.space.find(address)
@@ -117,15 +185,15 @@ class Explorer:
         function would be a guess about data.
         """
         region = self.space.find(address)
-        if region is None:
+        if region is None or not region.code:
             return False
         if region.section:
             return True
         low, high = self._hulls[region.index]
         return low - NEAR <= address < high + NEAR
 
-    def follow(self, starts: Iterable[Start]) -> None:
-        """Take every start as code and follow it to the end."""
+    def follow(self, starts: Iterable[Start], *, guessed: bool = False) -> None:
+        """Take every start as code and follow it to the end; what only a guess leads to stays doubtful."""
         work = [(Edge(start.address, "jump"), start.width) for start in starts]
         while work:
             if self.exhausted:
@@ -134,27 +202,66 @@ class Explorer:
             edge, width = work.pop()
             region = self.space.find(edge.address)
             if region is None:
+                if not guessed:
+                    self.outside.add(edge.address)
                 continue
             if edge.kind in ("jump", "call"):
                 self.targets.add(edge.address)
             if edge.kind == "call":
                 self.calls.add(edge.address)
-            offset = edge.address - region.vaddr
-            if self.lengths[region.index][offset] or self._is_settled(region, width):
+            if self._is_settled(region, width) or edge.address in self._hypercalls:
                 continue
-            if self.covered[region.index][offset] and edge.kind not in ("jump", "call"):
+            known = self.widths[region.index][edge.address - region.vaddr]
+            if known == width:
+                if not guessed:
+                    work += [(successor, width) for successor in self._confirm(edge.address)]
                 continue
-            weak = edge.kind == "after_call"
-            block = self.decoder.block(edge.address, width, self.lengths[region.index], region, weak=weak)
-            if not block.valid or not block.instructions:
-                self.rejected.add((edge.address, width))
+            if known and edge.address in self.doubtful and not guessed:
+                self.forget(self.doubtful[edge.address])
+            if (edge.address, width) in self.conflicts:
                 continue
-            self._commit(block, region)
-            for successor in block.edges:
-                if successor.kind == "far":
-                    self.far.append((successor, width))
-                else:
-                    work.append((successor, width))
+            work += [(successor, width) for successor in self._extend(edge, width, region, guessed)]
+
+    def _extend(self, edge: Edge, width: int, region: Region, guessed: bool) -> list[Edge]:
+        """Take the block behind an edge as code; the near ways out of it."""
+        weak = edge.kind == "after_call"
+        block = self.decoder.block(edge.address, width, self.widths[region.index], region, weak=weak)
+        if not block.valid or not block.instructions:
+            self.rejected.add((edge.address, width))
+            if not block.valid and not weak and not guessed:
+                self.lost.add(block.stuck)
+            return []
+        self._commit(block, region)
+        if guessed:
+            self.doubtful.update((address, block) for address, _ in block.instructions)
+            self._fresh.append(block)
+        else:
+            self.far += [(successor, width) for successor in block.edges if successor.kind == "far"]
+        ways = [successor for successor in block.edges if successor.kind != "far"]
+        if block.merges and block.instructions:
+            address, length = block.instructions[-1]
+            ways.append(Edge(address + length, "fall"))
+        return ways
+
+    def _confirm(self, address: int) -> list[Edge]:
+        """A sure way leads to an instruction; the ways out of its block, if that was doubtful."""
+        block = self.doubtful.get(address)
+        if block is None:
+            return []
+        for other, _ in block.instructions:
+            if other >= address:
+                self.doubtful.pop(other, None)
+        self.far += [(edge, block.width) for edge in block.edges if edge.kind == "far"]
+        return [edge for edge in block.edges if edge.kind != "far"]
+
+    def _uncover(self, region: Region, offset: int, length: int) -> None:
+        """Forget the instruction at an offset, but not others that share bytes with it."""
+        lengths, covered = self.lengths[region.index], self.covered[region.index]
+        lengths[offset] = self.widths[region.index][offset] = 0
+        covered[offset : offset + length] = bytes(length)
+        for other in range(max(0, offset - MAX_INSTRUCTION), min(offset + length, region.size)):
+            if lengths[other]:
+                covered[other : other + lengths[other]] = b"\1" * lengths[other]
 
     def _commit(self, block: Block, region: Region) -> None:
         lengths, covered, widths = (
@@ -164,6 +271,9 @@ class Explorer:
         )
         for address, length in block.instructions:
             offset = address - region.vaddr
+            if widths[offset]:  # of another width, or the block would have ended here
+                self.conflicts[address, block.width] = length
+                continue
             lengths[offset] = length
             widths[offset] = block.width
             covered[offset : offset + length] = b"\1" * length
@@ -173,8 +283,10 @@ class Explorer:
         last, length = block.instructions[-1]
         self._hulls[region.index] = min(low, block.start), max(high, last + length)
         self.sites.update(block.sites)
-        for reference in block.references:
+        for reference, taker in block.references:
             self.references.setdefault(reference, block.width)
+            self.takers.setdefault(reference, set()).add(taker)
+        self.reads.update(block.reads)
         for slot in block.slots:
             self.slots.setdefault(slot, block.width)
         self.based.update(block.based)
@@ -207,9 +319,9 @@ class Explorer:
             return False
         if self._is_settled(region, width):
             return True
-        if self.lengths[region.index][address - region.vaddr]:
-            return True
-        if self.is_object(address):
+        if known := self.widths[region.index][address - region.vaddr]:
+            return known == width
+        if not region.code or self.is_object(address):
             self.rejected.add((address, width))
             return False
         self.wrong_width = False
@@ -217,8 +329,33 @@ class Explorer:
         if unlikely or not self._walk(address, width):
             self.rejected.add((address, width))
             return width == 32 and self.wrong_width and self.guess(address, 64)
-        self.follow([Start(address, width)])
+        anchored = self._anchored
+        self._fresh.clear()
+        self.follow([Start(address, width)], guessed=True)
+        if width == 32 and _shows_prefixes(self._fresh):
+            for block in self._fresh:
+                self.forget(block)
+            self.rejected.add((address, width))
+            return self.guess(address, 64)
+        if anchored:
+            self.follow([Start(address, width)])
+        else:
+            self.guesses.append(Start(address, width))
         return True
+
+    def forget(self, block: Block) -> list[int]:
+        """Take the doubtful instructions of a block back; their addresses."""
+        region = self.space.find(block.start)
+        assert region is not None
+        gone = [(address, length) for address, length in block.instructions if address in self.doubtful]
+        for address, length in gone:
+            del self.doubtful[address]
+            self.sites.discard(address)
+            self._uncover(region, address - region.vaddr, length)
+        self.found_by_width[block.width] -= len(gone)
+        if block.indirect:
+            self.indirect.pop(block.indirect, None)
+        return [address for address, _ in gone]
 
     @cached_property
     def _objects(self) -> tuple[list[int], list[int]]:
@@ -280,14 +417,18 @@ class Explorer:
 
     def _walk(self, address: int, width: int, least: int = 2) -> bool:
         work, seen, count, ended = [address], set[int](), 0, False
+        self._anchored = (self.space.read_static(address, 4) or b"").startswith(_PROLOGUES)
         while work:
             current = work.pop()
-            if current in seen or self.is_start(current):
+            known = self.width_at(current)
+            if known and known != width:
+                return False  # no near transfer changes the width
+            if known or current in seen:
                 ended = True
                 continue
             seen.add(current)
             region = self.space.find(current)
-            if region is not None and self._is_settled(region, width):
+            if region is not None and (self._is_settled(region, width) or current in self._hypercalls):
                 ended = True
                 continue
             if (
@@ -298,7 +439,7 @@ class Explorer:
                 or self.exhausted
             ):
                 return False
-            block = self.decoder.block(current, width, self.lengths[region.index], region, strict=True)
+            block = self.decoder.block(current, width, self.widths[region.index], region, strict=True)
             if not block.valid or block.runs_off or not block.plausible:
                 self.wrong_width |= block.wrong_width
                 if current != address:
@@ -307,14 +448,17 @@ class Explorer:
             if any(self.covered[region.index][at - region.vaddr] for at, _ in block.instructions):
                 return False
             count += len(block.instructions)
+            self._anchored |= count >= ENOUGH
             if count > MAX_GUESS:
                 return True
             ended = (
                 ended or block.merges or not any(edge.kind in ("fall", "after_call") for edge in block.edges)
             )
+            last = block.instructions[-1][0] if block.instructions else current
             for edge in block.edges:
+                self._anchored |= self.is_anchor(edge, last, width)
                 if edge.kind == "call":
-                    if self.is_inside(edge.address):
+                    if self.is_inside(edge.address) or self.width_at(edge.address) not in (0, width):
                         return False
                 elif edge.kind == "far":
                     return False
@@ -326,6 +470,17 @@ class Explorer:
                     ended = True
         return ended and count >= least
 
+    def is_anchor(self, edge: Edge, source: int, width: int) -> bool:
+        """Whether a call or a long jump leads to a sure instruction of this width."""
+        if edge.kind not in ("call", "jump") or abs(edge.address - source) < _FAR_APART:
+            return False
+        region = self.space.find(edge.address)
+        if region is None:
+            return False
+        if self._is_settled(region, width) or edge.address in self._hypercalls:
+            return True
+        return self.width_at(edge.address) == width and edge.address not in self.doubtful
+
     def _returns_plausibly(self, address: int, width: int) -> bool:
         """False when what follows a call is no code, so that the call cannot return."""
         region = self.space.find(address)
@@ -333,6 +488,6 @@ class Explorer:
             return False
         if self.lengths[region.index][address - region.vaddr]:
             return True
-        block = self.decoder.block(address, width, self.lengths[region.index], region, strict=True)
+        block = self.decoder.block(address, width, self.widths[region.index], region, strict=True)
         self.wrong_width |= block.wrong_width
         return block.valid and not block.runs_off and block.plausible

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rewriter.decode.opcode_tables import ByteArray
 from rewriter.image import Image
 from rewriter.scan.codemap import FlowFacts, RegionMap, Window
+from rewriter.scan.contested import contested_windows, other_readings
 from rewriter.scan.explore import Explorer
 from rewriter.scan.flow import sweep_flow
 from rewriter.scan.frames import function_frames
@@ -59,6 +60,7 @@ def compute_flow(
     explorer = recursion.explorer
     windows, table_targets = patch_windows(image, space, tables)
     windows += [Window(at, at + image.bits // 8, "relocation") for at in image.relocated or ()]
+    windows += contested_windows(maps, recursion)
     indirect = _Targets(space)
     indirect.add_all(table_targets | set(explorer.references))
     for table in recursion.tables.values():
@@ -86,6 +88,7 @@ def compute_flow(
         flow = sweep_flow(sweep)
         ends.append(flow.ends | _decoded_ends(image, built, image.bits))
         targets.add(_absolute(flow.branch_targets, region, image.bits))
+        windows += other_readings(image, built, flow.branch_targets)
         indirect.add(_absolute(flow.taken, region, image.bits))
         indirect.add(flow.immediates.astype(np.uint64) & np.uint64((1 << image.bits) - 1))
         functions.append(_absolute(flow.call_targets, region, image.bits))

@@ -7,11 +7,10 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from rewriter.decode.opcode_tables import ByteArray
 from rewriter.scan.explore import Explorer
 from rewriter.scan.space import Region
 
-__all__ = ["guess_gaps", "padding_end"]
+__all__ = ["gaps", "guess_gaps", "padding_end"]
 
 MIN_GAP = 4
 _ZEROS = re.compile(rb"\0+")
@@ -62,7 +61,9 @@ def padding_end(code: bytes, at: int, end: int) -> int:
     return end
 
 
-def _gaps(covered: ByteArray) -> list[tuple[int, int]]:
+def gaps(taken: bytearray) -> list[tuple[int, int]]:
+    """[start, end) of the runs of zeros that are long enough to hold something."""
+    covered = np.frombuffer(bytes(taken), np.uint8)
     padded = np.ones(covered.size + 2, np.int8)
     padded[1:-1] = covered
     edges: NDArray[np.int8] = padded[1:] - padded[:-1]
@@ -82,12 +83,12 @@ def guess_gaps(explorer: Explorer, width: int) -> int:
 
 
 def _guess_region(explorer: Explorer, region: Region, width: int) -> int:
-    covered = np.frombuffer(explorer.covered[region.index], np.uint8)
-    if not covered.any():
+    covered = explorer.covered[region.index]
+    if not region.code or not any(covered):
         return 0
     code = explorer.space.code(region).tobytes()
     found = tries = 0
-    for start, end in _gaps(covered.copy()):
+    for start, end in gaps(covered):
         at = padding_end(code, start, end)
         blind = False
         while at < end and tries < MAX_TRIES and not explorer.exhausted:

@@ -7,16 +7,16 @@ Forms that compilers emit (base and index in any register):
     lea b, [rip+table] ; movsxd r, [b+index*4] ; add r, b ; jmp r      entries relative to the table
     mov r, [got+index*4+table@GOTOFF] ; add r, got ; jmp r    entries relative to the GOT (i386 PIC)
 
-The number of entries comes from the comparison that guards the jump; without one, entries
-are taken as long as they lead to plausible code near by. Where no section says what is code,
-pointers to text may follow a table: there, all that an entry reaches must look like code.
+The number of entries comes from what bounds the index: a comparison, a mask, a shift, the load of a byte.
+Without it, entries are taken as long as they lead to plausible code near by. Where no section says what is
+code, pointers to text may follow a table: there, all that an entry reaches must look like code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iced_x86 import Instruction, Mnemonic, OpKind, Register, RegisterInfo
+from iced_x86 import Instruction, MemorySizeExt, Mnemonic, OpKind, Register, RegisterInfo
 
 from rewriter.scan.explore import Explorer
 
@@ -33,11 +33,15 @@ MAX_DISTANCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class JumpTable:
-    """A resolved table: where it lies, its size in bytes and where it leads."""
+    """A resolved table: where it lies, its size in bytes and where it leads.
+
+    `bounded`: the code before the jump says how many entries there are, and all of them lead to code.
+    """
 
     address: int
     size: int
     targets: tuple[int, ...]
+    bounded: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class _Shape:
     base: int
     """Added to every entry; 0 for absolute entries."""
     signed: bool
+    index: int
+    """The register that holds the number of the entry."""
+    at: int
+    """The instruction that reads the entry."""
 
 
 def _before(explorer: Explorer, address: int, width: int, limit: int = LOOK_BACK) -> list[Instruction]:
@@ -104,26 +112,29 @@ def _absolute(access: Instruction, before: list[Instruction], entry: int, width:
         return None
     displacement = access.memory_displacement
     if access.memory_base == Register.NONE:
-        return _Shape(displacement, entry, 0, False)
-    loaded = _loaded_address(before, _full(access.memory_base))
+        return _Shape(displacement, entry, 0, False, _full(access.memory_index), access.ip)
+    earlier = [instruction for instruction in before if instruction.ip < access.ip]
+    loaded = _loaded_address(earlier, _full(access.memory_base))
     if loaded is None:
         return None
-    return _Shape((loaded + displacement) & ((1 << width) - 1), entry, 0, False)
+    table = (loaded + displacement) & ((1 << width) - 1)
+    return _Shape(table, entry, 0, False, _full(access.memory_index), access.ip)
 
 
 def _relative(explorer: Explorer, access: Instruction, width: int) -> _Shape | None:
     if access.memory_index_scale != 4 or access.memory_index == Register.NONE:
         return None
     if width == 64:
-        for register in (_full(access.memory_base), _full(access.memory_index)):
+        for register in (_full(access.memory_base), _full(access.memory_index), access.ip):
             loaded = _hoisted_address(explorer, access.ip, register, width)
             if loaded is not None and not access.memory_displacement:
-                return _Shape(loaded, 4, loaded, True)
+                return _Shape(loaded, 4, loaded, True, _full(access.memory_index), access.ip)
         return None
     if not explorer.got_bases:
         return None
     got = explorer.got_bases.most_common(1)[0][0]
-    return _Shape((got + access.memory_displacement) & 0xFFFF_FFFF, 4, got, True)
+    table = (got + access.memory_displacement) & 0xFFFF_FFFF
+    return _Shape(table, 4, got, True, _full(access.memory_index), access.ip)
 
 
 def _hoisted_address(explorer: Explorer, address: int, register: int, width: int) -> int | None:
@@ -157,26 +168,94 @@ def _loaded_address(before: list[Instruction], register: int) -> int | None:
     return None
 
 
-def _guard(before: list[Instruction]) -> int:
-    """The tightest bound on the index that the code before shows (`cmp`, `and`, `shr`); 0 without one."""
-    bounds = []
+_Place = tuple[int, ...]
+"""A register, or base, index, scale and displacement of a memory operand."""
+
+
+def _place(instruction: Instruction, operand: int) -> _Place:
+    """Where an operand lies; empty for an immediate."""
+    kind = instruction.op_kind(operand)
+    if kind == OpKind.REGISTER:
+        return (_full(instruction.op_register(operand)),)
+    if kind != OpKind.MEMORY:
+        return ()
+    return (
+        _full(instruction.memory_base),
+        _full(instruction.memory_index),
+        instruction.memory_index_scale,
+        instruction.memory_displacement,
+    )
+
+
+def _bound(before: list[Instruction], index: int) -> int:
+    """How many values the index register of a table can have, by the code before its use; 0: that is silent.
+
+    The register is traced back through moves; a comparison counts with the unsigned branch behind it.
+    """
+    behind: Instruction | None = None
+    place: _Place = (index,)
+    best = 0
     for instruction in before:
-        if (
-            instruction.op_count != 2
-            or not OpKind.IMMEDIATE8 <= instruction.op1_kind <= OpKind.IMMEDIATE32TO64
-        ):
+        following, behind = behind, instruction
+        if instruction.op_count < 1 or _place(instruction, 0) != place:
             continue
-        limit = int(instruction.immediate(1)) & 0xFFFF_FFFF
-        if instruction.mnemonic in (Mnemonic.CMP, Mnemonic.AND) and limit < MAX_ENTRIES:
-            bounds.append(limit + 1)
-            if instruction.mnemonic == Mnemonic.CMP:
-                break
+        if limit := _limit(instruction, following):
+            best = min(best, limit) if best else limit
+        if instruction.mnemonic in _MOVES and _place(instruction, 1):
+            place = _place(instruction, 1)
+        elif instruction.mnemonic not in _KEEPS_INDEX:
+            break
+    return best
+
+
+def _hint(before: list[Instruction]) -> int:
+    """A number of entries that some comparison near by suggests; 0 without one."""
     for instruction in before:
-        if instruction.mnemonic == Mnemonic.SHR and instruction.op0_kind == OpKind.REGISTER:
-            bits = 8 * RegisterInfo(instruction.op0_register).size
-            if instruction.op1_kind == OpKind.IMMEDIATE8 and bits - instruction.immediate8 <= 10:
-                bounds.append(1 << (bits - instruction.immediate8))
-    return min(bounds, default=0)
+        immediate = instruction.op_count == 2 and instruction.op1_kind in _IMMEDIATES
+        if immediate and instruction.mnemonic == Mnemonic.CMP:
+            limit = (int(instruction.immediate(1)) & 0xFFFF_FFFF) + 1
+            if limit <= MAX_ENTRIES:
+                return limit
+    return 0
+
+
+_IMMEDIATES = range(OpKind.IMMEDIATE8, OpKind.IMMEDIATE32TO64 + 1)
+_MOVES = (Mnemonic.MOV, Mnemonic.MOVZX, Mnemonic.MOVSXD)
+_KEEPS_INDEX = (Mnemonic.CMP, Mnemonic.TEST, Mnemonic.AND, Mnemonic.SHR)
+_ABOVE = (Mnemonic.JA, Mnemonic.JBE)
+_ABOVE_OR_EQUAL = (Mnemonic.JAE, Mnemonic.JB)
+
+
+def _limit(instruction: Instruction, following: Instruction | None) -> int:
+    """The number of values that one instruction leaves its first operand; 0 for any number."""
+    mnemonic = instruction.mnemonic
+    if mnemonic == Mnemonic.MOVZX:
+        size = (
+            MemorySizeExt.size(instruction.memory_size)
+            if instruction.op1_kind == OpKind.MEMORY
+            else RegisterInfo(instruction.op1_register).size
+        )
+        return 256 if size == 1 else 0
+    if instruction.op_count != 2 or instruction.op1_kind not in _IMMEDIATES:
+        return 0
+    number = int(instruction.immediate(1)) & 0xFFFF_FFFF
+    if mnemonic == Mnemonic.CMP and following is not None:
+        limit = number + 1 if following.mnemonic in _ABOVE else 0
+        limit = number if following.mnemonic in _ABOVE_OR_EQUAL else limit
+    elif mnemonic == Mnemonic.AND:
+        limit = number + 1
+    elif mnemonic == Mnemonic.SHR:
+        limit = 1 << max(_bits(instruction) - (number & 63), 0)
+    else:
+        limit = 0
+    return limit if limit <= MAX_ENTRIES else 0
+
+
+def _bits(instruction: Instruction) -> int:
+    """Width of the first operand in bits."""
+    if instruction.op0_kind == OpKind.MEMORY:
+        return 8 * int(MemorySizeExt.size(instruction.memory_size))
+    return 8 * int(RegisterInfo(instruction.op0_register).size)
 
 
 def resolve_jump(explorer: Explorer, address: int, width: int) -> JumpTable | None:
@@ -189,13 +268,15 @@ def resolve_jump(explorer: Explorer, address: int, width: int) -> JumpTable | No
     shape = _shape(explorer, jump, before, width)
     if shape is None:
         return None
-    guard = _guard(before)
+    bound = _bound([instruction for instruction in before if instruction.ip < shape.at], shape.index)
+    guard = bound or _hint(before)
     targets = _entries(explorer, shape, address, width, guard) if guard else []
+    bounded = len(targets) == bound > 0
     if len(targets) < max(guard, 1):  # no bound, or the index cannot reach all that it allows
         targets = _entries(explorer, shape, address, width, 0)
     if not targets:
         return None
-    return JumpTable(shape.table, len(targets) * shape.entry, tuple(targets))
+    return JumpTable(shape.table, len(targets) * shape.entry, tuple(targets), bounded)
 
 
 def _entries(explorer: Explorer, shape: _Shape, jump: int, width: int, guard: int) -> list[int]:
@@ -223,7 +304,7 @@ def _acceptable(explorer: Explorer, target: int, jump: int, width: int, guarded:
     region = explorer.space.find(target)
     if region is None:
         return False
-    block = explorer.decoder.block(target, width, explorer.lengths[region.index], region)
+    block = explorer.decoder.block(target, width, explorer.widths[region.index], region)
     if not block.valid or block.runs_off:
         return False
     if guarded:

@@ -188,7 +188,7 @@ class _StructureSearch:
         windows: list[Window] = []
         targets: set[int] = set()
         holes = [(table.address, table.address + table.size) for table in self.image.tables]
-        holes += [(region.vaddr, region.end) for region in self.space.regions]
+        holes += [(region.vaddr, region.end) for region in self.space.regions if region.code]
         for low, high in stored_ranges(self.image, sorted(holes)):
             offset = self.image.offset_of(low)
             if offset is not None and high - low >= 64:

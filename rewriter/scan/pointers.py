@@ -97,7 +97,7 @@ def relative_pointers(space: Space, skip: list[tuple[int, int]]) -> tuple[Addres
     """
     image = space.image
     bounds = _bounds(space)
-    outside = [*skip, *((region.vaddr, region.end) for region in space.regions)]
+    outside = [*skip, *((region.vaddr, region.end) for region in space.regions if region.code)]
     places: list[Addresses] = []
     found: list[Addresses] = []
     for low, high in stored_ranges(image, sorted(outside)):

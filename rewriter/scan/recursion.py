@@ -7,19 +7,28 @@ from itertools import pairwise
 
 from rewriter.image import Image
 from rewriter.image.multiboot import find_multiboot
-from rewriter.scan.block import Edge
+from rewriter.scan.block import Edge, Read
+from rewriter.scan.data_in_text import DataInText, data_in_text
 from rewriter.scan.descriptor_data import DataRanges, descriptor_data
+from rewriter.scan.doubt import confirm_guesses, confirm_region, retract
 from rewriter.scan.explore import Explorer, Start
 from rewriter.scan.frames import function_frames
-from rewriter.scan.gaps import guess_gaps
+from rewriter.scan.gaps import gaps, guess_gaps, padding_end
 from rewriter.scan.jump_tables import JumpTable, resolve_jump
 from rewriter.scan.pointers import absolute_pointers, relocation_addends
-from rewriter.scan.space import Space
+from rewriter.scan.space import Region, Space
+from rewriter.scan.uses import data_uses
 
 __all__ = ["Recursion"]
 
 _WIDTHS = (16, 32, 64)
 _ATTEMPTS = 3
+PURE_SIZE = 1 << 17
+"""Bytes of sure code from which on the rest of a region says something about its kind."""
+PURE_REST = 0.02
+"""Bytes that are neither code nor padding, per byte of code, in a region of code; GNU Mach's has 0.005."""
+PURE_DOUBT = 4
+"""Bytes that a doubtful instruction counts for."""
 
 
 class Recursion:
@@ -38,6 +47,9 @@ class Recursion:
         self.explorer.settled = self.settled
         self.tables: dict[int, JumpTable] = {}
         self.functions: set[int] = set()
+        self.unknown_widths: set[int] = set()
+        """Where far transfers lead whose code segment the image does not hold."""
+        self._uses: dict[int, list[Read]] = {}
         self._tried_far = 0
         self._tried: set[tuple[int, int]] = set()
 
@@ -71,17 +83,43 @@ class Recursion:
         self._settle()
 
     def run_all(self) -> None:
-        """Everything: entries, unwind records, symbols, what code refers to, pointers in data, gaps."""
+        """Everything; then guesses in what sure code reads are taken back."""
+        self._run_once()
+        confirm_guesses(self.explorer)
+        self._settle()
+        retract(self.explorer, self.data_read())
+        for region in self.space.regions:
+            if region.section and self._is_pure(region):
+                confirm_region(self.explorer, region)
+
+    def _is_pure(self, region: Region) -> bool:
+        """Whether nearly all of a large region is sure code or padding, so that a guess in it is no risk."""
+        explorer, code = self.explorer, self.space.code(region).tobytes()
+        covered = explorer.covered[region.index]
+        doubtful = sum(region.vaddr <= address < region.end for address in explorer.doubtful)
+        bare = sum(end - padding_end(code, start, end) for start, end in gaps(covered))
+        known = sum(covered)
+        return known >= PURE_SIZE and bare + PURE_DOUBT * doubtful <= known * PURE_REST
+
+    def data_read(self) -> DataInText:
+        """The bytes of the regions that known code reads, as far as is known now."""
+        uses = [read for reads in self._uses.values() for read in reads]
+        return data_in_text(self.explorer, self.tables.values(), uses, self.functions)
+
+    def _run_once(self) -> None:
+        """Entries, unwind records, symbols, what code refers to, pointers in data, gaps."""
         self.run_entries()
         self._frames()
         symbols = [symbol.address for symbol in self.image.symbols if symbol.kind == "function"]
         self.functions.update(symbols)
         width = self.common_width()
-        self.explorer.follow(Start(address, width) for address in symbols)
+        self._follow_named(symbols, width)
         self._settle()
         for start, end in self._sized_functions():
             self._sweep_plain_rest(start, end, width)
         self._settle()
+        bounded = [(read.address, read.address + read.size) for read in self.explorer.reads if read.size]
+        self.explorer.decoder.data = DataRanges((*self.explorer.decoder.data.ranges, *bounded))
         self._guess((address, width) for address in relocation_addends(self.space))
         pointers = sorted(set(absolute_pointers(self.space)[1].tolist()))
         width = self.common_width()
@@ -91,6 +129,15 @@ class Recursion:
                 break
             self._settle()
         self.functions |= self.explorer.calls
+
+    def _follow_named(self, addresses: Iterable[int], width: int) -> None:
+        """Functions that the file names. It does not name their width, which is a guess in a 32-bit file with
+        64-bit code."""
+        new = [address for address in addresses if not self.explorer.width_at(address)]
+        if self.image.bits == 32 and self.explorer.found_by_width[64]:
+            self._guess((address, width) for address in new)
+        else:
+            self.explorer.follow(Start(address, width) for address in new)
 
     def common_width(self) -> int:
         """The width that most of the known code has; the image's own before anything is known."""
@@ -102,7 +149,7 @@ class Recursion:
         frames = function_frames(self.image)
         width = self.image.bits
         self.functions.update(frame.start for frame in frames)
-        self.explorer.follow(Start(frame.start, width) for frame in frames)
+        self._follow_named((frame.start for frame in frames), width)
         self._settle()
         for frame in frames:
             self._sweep_rest(frame.start, frame.start + frame.size, width)
@@ -154,6 +201,12 @@ class Recursion:
                     self.explorer.follow([Start(address, width)])
             low = after
 
+    def _look_at_uses(self) -> None:
+        """What is read through the addresses that code takes, so far as they name what may be code."""
+        for address, takers in list(self.explorer.takers.items()):
+            if address not in self._uses and self.explorer.width_at(address):
+                self._uses[address] = data_uses(self.explorer, address, takers)
+
     def _settle(self) -> None:
         """Until nothing changes: switch tables, far jumps, and addresses that found code refers to."""
         while True:
@@ -166,6 +219,7 @@ class Recursion:
             )
             self._guess(list(self.explorer.references.items()))
             self._guess(self.got_references())
+            self._look_at_uses()
             if self.explorer.committed == before or self.explorer.exhausted:
                 return
 
@@ -206,19 +260,29 @@ class Recursion:
             edge, width = self.explorer.far[self._tried_far]
             self._tried_far += 1
             self.explorer.targets.add(edge.address)
-            if self.explorer.is_start(edge.address):
-                continue
             known = self._selector_width(edge)
             if known is not None:
                 self.explorer.follow([Start(edge.address, known)])
                 continue
+            if self.explorer.is_start(edge.address):
+                continue
+            self.unknown_widths.add(edge.address)
             for candidate in (self.image.bits, width, 96 - width):
                 if candidate in (32, 64) and self.explorer.guess(edge.address, candidate):
                     break
 
+    def unsettled_widths(self) -> set[int]:
+        """Where far transfers lead in an unknown width, and nothing else that is sure leads."""
+        explorer = self.explorer
+        return {at for at in self.unknown_widths if not explorer.width_at(at) or at in explorer.doubtful}
+
     def _selector_width(self, edge: Edge) -> int | None:
-        """Width of the code segment that a far jump loads, from a GDT that the image holds (SDM 3, 3.4.5)."""
-        for pointer in sorted(self.explorer.gdt_pointers):
+        """Width of the code segment that a far jump loads, from the GDTs that the image holds (SDM 3, 3.4.5).
+
+        None where it holds none with that segment, or several that differ.
+        """
+        found: set[int] = set()
+        for pointer in self.explorer.gdt_pointers:
             for size in (8, 4):
                 head = self.space.read_static(pointer + 2, size)
                 base = int.from_bytes(head or b"", "little")
@@ -227,5 +291,6 @@ class Recursion:
                     continue
                 access, flags = raw[5], raw[6]
                 if access & 0x98 == 0x98:  # present, code
-                    return 64 if flags & 0x20 else 32 if flags & 0x40 else 16
-        return None
+                    found.add(64 if flags & 0x20 else 32 if flags & 0x40 else 16)
+                    break
+        return found.pop() if len(found) == 1 else None

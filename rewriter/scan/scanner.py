@@ -36,14 +36,21 @@ def scan_image(image: Image, progress: Progress = _silent) -> ScanResult:
 
     Raises ImageError for an image without executable bytes; never anything but PvpatchError.
     """
-    return _Scan(image, progress).run()
+    reached: frozenset[int] = frozenset()
+    while True:
+        scan = _Scan(image, progress, reached)
+        result = scan.run()
+        found = scan.leads_outside()
+        if not found:
+            return result
+        reached |= found
 
 
 class _Scan:
-    def __init__(self, image: Image, progress: Progress) -> None:
+    def __init__(self, image: Image, progress: Progress, reached: frozenset[int] = frozenset()) -> None:
         self.image = image
         self.progress = progress
-        self.space = Space(image)
+        self.space = Space(image, reached)
         self.tables: KernelTables = read_kernel_tables(image, self.space)
         self.recursion = Recursion(image, self.space)
         self.swept: dict[int, Sweep] = {}
@@ -76,12 +83,22 @@ class _Scan:
             ),
         )
         sites = self._describe(codemap, starts)
+        unknown = tuple(sorted(self.recursion.unsettled_widths()))
         return ScanResult(
             tuple(sites),
             tuple(reports),
             declared_interfaces(self.image, self.tables, sites),
-            self.recursion.explorer.complete,
+            self.recursion.explorer.complete and not self.recursion.explorer.lost and not unknown,
+            unknown,
             codemap,
+        )
+
+    def leads_outside(self) -> frozenset[int]:
+        """Where sure code leads that lies in no region, although the file holds bytes for it."""
+        return frozenset(
+            address
+            for address in self.recursion.explorer.outside
+            if self.space.find(address) is None and self.space.holds(address)
         )
 
     def _replacement_regions(self) -> list[int]:
@@ -165,7 +182,7 @@ class _Scan:
         swept = self.swept[region.index]
         found = candidates(swept.code, built.lengths > 0, swept.map.prefixes, self.image.bits)
         other = np.flatnonzero((built.widths != 0) & (built.widths != self.image.bits))
-        return np.unique(np.concatenate([found, other]))
+        return np.unique(np.concatenate([found, other, np.array(swept.emulated, np.int64)]))
 
     def _describe(self, codemap: CodeMap, starts: list[tuple[Region, NDArray[np.int64]]]) -> list[Site]:
         describer = SiteDescriber(self.image, self.space, self.tables, codemap)
@@ -177,6 +194,10 @@ class _Scan:
                 instruction = self.recursion.explorer.decoder.instruction_at(
                     region.vaddr + offset, int(widths[offset]), region
                 )
+                if int(codemap.regions[region.index].lengths[offset]) > instruction.len:
+                    site = describer.emulated(region.vaddr + offset, region, int(widths[offset]))
+                    sites[site.address] = site
+                    continue
                 entry = sensitive.get(instruction.code)
                 if entry is not None:
                     site = describer.native(instruction.copy(), entry, region, int(widths[offset]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +26,8 @@ class Region:
     size: int
     section: bool
     """True when a section header vouches for the name and the bounds."""
+    code: bool = True
+    """False where no header says that there is code: only what sure code leads to is, and no guess counts."""
 
     @property
     def end(self) -> int:
@@ -35,9 +38,10 @@ class Region:
 class Space:
     """Regions of an image, none overlapping another, by address."""
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, reached: Iterable[int] = ()) -> None:
+        """`reached` are addresses outside all code to which code leads: what holds them is a region too."""
         self.image = image
-        self.regions = _regions(image)
+        self.regions = _regions(image, frozenset(reached))
         self._keys = [region.vaddr for region in self.regions]
 
     @cached_property
@@ -63,6 +67,10 @@ class Space:
         virtual = self.image.vaddr_of_paddr(address)
         return virtual if virtual is not None and self.find(virtual) is not None else None
 
+    def holds(self, address: int) -> bool:
+        """Whether the file holds the byte at a virtual address, in what can become a region."""
+        return _part_at(self.image, address) is not None
+
     def read_static(self, address: int, count: int) -> bytes | None:
         """`count` bytes that the file holds for a virtual or physical address; None where it holds none."""
         for candidate in (address, self.image.vaddr_of_paddr(address)):
@@ -73,21 +81,35 @@ class Space:
         return None
 
 
-def _regions(image: Image) -> tuple[Region, ...]:
-    parts: list[tuple[int, int, int, str, bool]] = [
-        (section.vaddr, section.file_offset, section.file_size, section.name, True)
+def _regions(image: Image, reached: frozenset[int]) -> tuple[Region, ...]:
+    parts: list[tuple[int, int, int, str, bool, bool]] = [
+        (section.vaddr, section.file_offset, section.file_size, section.name, True, True)
         for section in image.sections
         if section.executable and section.allocated and section.file_size
     ]
     if not parts:
         parts = [
-            (segment.vaddr, segment.file_offset, segment.file_size, segment.name, False)
+            (segment.vaddr, segment.file_offset, segment.file_size, segment.name, False, True)
             for segment in image.executable_segments()
         ]
+    parts += sorted({part for address in reached if (part := _part_at(image, address)) is not None})
     result: list[Region] = []
-    for vaddr, offset, size, name, section in sorted(parts):
+    for vaddr, offset, size, name, section, code in sorted(parts):
         size = min(size, len(image.payload) - offset)
         if size <= 0 or (result and vaddr < result[-1].end):
             continue
-        result.append(Region(len(result), name, vaddr, offset, size, section))
+        result.append(Region(len(result), name, vaddr, offset, size, section, code))
     return tuple(result)
+
+
+def _part_at(image: Image, address: int) -> tuple[int, int, int, str, bool, bool] | None:
+    """The section that holds an address, or the segment where none does, although no header calls it code."""
+    section = image.section_at(address)
+    if section is not None and address - section.vaddr < section.file_size:
+        return section.vaddr, section.file_offset, section.file_size, section.name, True, False
+    segment = image.segment_at(address)
+    if section is not None or segment is None or address - segment.vaddr >= segment.file_size:
+        return None
+    if any(segment.vaddr <= part.vaddr < segment.vaddr + segment.mem_size for part in image.sections):
+        return None  # bytes between sections: headers
+    return segment.vaddr, segment.file_offset, segment.file_size, segment.name, False, False

@@ -7,6 +7,7 @@ the same image that are too small to show a rate of their own need a spotless sw
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from rewriter.decode import LengthMap, instruction_lengths, sweep
 from rewriter.decode.opcode_tables import ByteArray
 from rewriter.decode.sweep import Marks
+from rewriter.scan.block import XEN_EMULATE
 from rewriter.scan.space import Region, Space
 
 __all__ = ["Sweep", "sweep_region"]
@@ -24,8 +26,6 @@ MIN_CALLS = 20_000
 """Direct calls that a region must have before a rate means something."""
 MAX_FAULT_RATE = 1e-4
 """Invalid instructions and stray calls per direct call; kernels of pure code stay below 3e-5."""
-MAX_FAULTS_SMALL = 2
-"""The same for a small region of an image whose main region is pure."""
 MIN_SIZE = 1 << 20
 """Bytes below which a region cannot hold MIN_CALLS calls, so that sweeping it to see is no use."""
 
@@ -43,6 +43,8 @@ class Sweep:
     calls: int
     stray: int
     """Direct calls that land outside every region or off a boundary."""
+    emulated: tuple[int, ...] = ()
+    """Offsets of Xen's forced emulation prefix, which is one with the instruction behind it."""
 
     @property
     def pure(self) -> bool:
@@ -51,8 +53,8 @@ class Sweep:
 
     @property
     def spotless(self) -> bool:
-        """Nearly without fault: enough where the image's main region is pure."""
-        return self.invalid + self.stray <= MAX_FAULTS_SMALL
+        """Without a fault: enough where the image's main region is pure."""
+        return not self.invalid and not self.stray
 
     @property
     def evidence(self) -> str:
@@ -71,9 +73,22 @@ def sweep_region(space: Space, region: Region, width: int) -> Sweep:
     code = space.code(region)
     lengths = instruction_lengths(code, width)
     marks = sweep(lengths.lengths)
+    emulated = _join_emulated(code, lengths, marks) if space.image.xen else ()
     invalid = int(np.count_nonzero(marks & (lengths.lengths == 0)))
     calls, stray = _call_evidence(space, region, code, lengths, marks)
-    return Sweep(region, code, lengths, marks, invalid, calls, stray)
+    return Sweep(region, code, lengths, marks, invalid, calls, stray, emulated)
+
+
+def _join_emulated(code: ByteArray, lengths: LengthMap, marks: Marks) -> tuple[int, ...]:
+    """Make Xen's forced emulation prefix one with the instruction behind it: in between nothing is run."""
+    joined: list[int] = []
+    for match in re.finditer(re.escape(XEN_EMULATE), code.tobytes()):
+        at, behind = match.span()
+        if marks[at] and behind < code.size and marks[behind] and lengths.lengths[behind]:
+            marks[at + 1 : behind + 1] = False
+            lengths.lengths[at] = len(XEN_EMULATE) + lengths.lengths[behind]
+            joined.append(at)
+    return tuple(joined)
 
 
 def _call_evidence(

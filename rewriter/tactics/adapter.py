@@ -12,12 +12,17 @@ _EXCLUSIONS = {
     "alternative": "the kernel patches these bytes itself (alternatives)",
     "paravirt": "the kernel patches these bytes itself (paravirt call)",
     "relocation": "the image adjusts these bytes to where it runs (relocation)",
+    "overlap": "another reading of the same bytes is reachable",
+    "width": "the same bytes are reached as code of another width",
+    "read": "the kernel reads these bytes as data",
+    "copied": "the kernel copies these bytes, and runs or reads them elsewhere",
+    "guess": "nothing but a guess says that these bytes are code",
     "ex_table": "the kernel looks this address up when it faults (exception table)",
 }
 
 
-def view_of(codemap: CodeMap) -> CodeView:
-    """The view of a code map."""
+def view_of(codemap: CodeMap, *, moves: bool) -> CodeView:
+    """The view of a code map; sites of an image that `moves` reach their thunks from any copy of it."""
     regions = tuple(
         CodeRegion(part.region.vaddr, part.data.tobytes(), part.lengths.tobytes(), part.widths.tobytes())
         for part in codemap.regions
@@ -30,6 +35,7 @@ def view_of(codemap: CodeMap) -> CodeView:
     exclusions = headers + tuple(
         Exclusion(window.start, window.end, _EXCLUSIONS.get(window.kind, f"the kernel's own {window.kind}"))
         for window in codemap.windows
+        if not (moves and window.kind == "copied")
     )
     indirect = frozenset(codemap.target_addresses(indirect=True).tolist())
     return CodeView(regions, targets, exclusions, indirect)

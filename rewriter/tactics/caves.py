@@ -21,12 +21,14 @@ def reachable(start: int, cave: int) -> bool:
     return _BACKWARD <= cave - (start + SHORT_JUMP) <= _FORWARD
 
 
-def caves_near(context: Context, start: int, size: int) -> Iterator[int]:
-    """Free caves of ``size`` bytes that a short jump at ``start`` reaches, nearest first."""
+def caves_near(context: Context, start: int, end: int, size: int) -> Iterator[int]:
+    """Free caves of ``size`` bytes outside [start, end), in reach of a short jump there, nearest first."""
     found = [
         cave
         for cave in _candidates(context, start, size)
-        if reachable(start, cave) and not _taken(context, cave, cave + size)
+        if reachable(start, cave)
+        and not (cave < end and start < cave + size)
+        and not _taken(context, cave, cave + size)
     ]
     return iter(sorted(found, key=lambda cave: (abs(cave - start), cave)))
 
@@ -50,7 +52,7 @@ def _candidates(context: Context, start: int, size: int) -> Iterator[int]:
 
 
 def _taken(context: Context, start: int, end: int) -> bool:
-    if any(first < end and start < last for first, last in context.caves_taken.items()):
+    if context.holds_cave(start, end):
         return True
     for window in context.windows.overlapping(start, end):
         used = SHORT_JUMP if window.cave is not None else context.reach.size(window.bits)

@@ -43,7 +43,9 @@ class Evict:
                 return None
             site = context.sites.get(end)
             end = site.end if site else instruction.next_ip
-        if context.windows.overlapping(start, end) or (start < small.end and small.start < end):
+        if context.windows.overlapping(start, end):
             return None
         found = build(context, start, end, self.name, 2 * size)
-        return None if isinstance(found, str) else found
+        if isinstance(found, str) or (found.start < small.end and small.start < found.end):
+            return None
+        return found

@@ -116,6 +116,17 @@ class Context:
     windows: Windows
     caves_taken: dict[int, int] = field(default_factory=dict)  # start -> end of used caves
 
+    def holds_cave(self, start: int, end: int) -> bool:
+        """Whether a byte of [start, end) is part of a cave in use."""
+        return any(first < end and start < last for first, last in self.caves_taken.items())
+
+    def free_from(self, address: int, count: int) -> int:
+        """How many of the ``count`` bytes at an address come before the next window or cave in use."""
+        taken = [window.start for window in self.windows.overlapping(address, address + count)]
+        caves = self.caves_taken.items()
+        taken += [start for start, end in caves if start < address + count and address < end]
+        return max(min(taken, default=address + count) - address, 0)
+
 
 class Tactic(Protocol):
     """One way to turn a site into a call."""

@@ -24,7 +24,7 @@ class ShortJump:
         if found.cave is not None:
             return [found]
         size = context.reach.size(site.bits)
-        cave = next(caves_near(context, found.start, size), None)
+        cave = next(caves_near(context, found.start, found.end, size), None)
         if cave is None:
             return "no cave within reach of a short jump"
         return [replace(found, cave=cave)]
@@ -44,17 +44,18 @@ def small_window(site: Patchable, context: Context, tactic: str) -> Window | str
         met = context.windows.overlapping(found.start, found.end)
         if not met:
             return found
-        if joined := _swallow(found, met):
+        if joined := _swallow(found, met, context.reach.size(site.bits)):
             return joined
         reason = "its neighbours belong to another window"
     return reason
 
 
-def _swallow(found: Window, met: list[Window]) -> Window | None:
+def _swallow(found: Window, met: list[Window], size: int) -> Window | None:
     """The window with the cave of the only small one that it meets, which lies inside it."""
     inner = met[0]
     if len(met) > 1 or inner.cave is None or inner.start < found.start or inner.end > found.end:
         return None
-    if found.start <= inner.cave < found.end or not reachable(found.start, inner.cave):
+    overlaps = found.start < inner.cave + size and inner.cave < found.end
+    if overlaps or not reachable(found.start, inner.cave):
         return None
     return replace(found, cave=inner.cave)

@@ -13,10 +13,13 @@ from functools import cached_property
 
 from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register
 
+from rewriter.decode.crosscheck import has_length
+from rewriter.emit.operation import survives_encoding
+
 __all__ = ["CodeRegion", "CodeView", "Exclusion", "is_filler"]
 
 MAX_INDEXED = 4 << 20  # bytes of code up to which all branches are indexed by their targets
-_NEAR = (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
+NEAR_BRANCHES = (OpKind.NEAR_BRANCH16, OpKind.NEAR_BRANCH32, OpKind.NEAR_BRANCH64)
 MAX_LENGTH = 15  # bytes of the longest instruction (SDM 2.3.11)
 
 
@@ -54,6 +57,7 @@ class CodeView:
     indirect: Set[int] | None = None
     """Targets that more than direct branches lead to; None: not known, so all may be."""
     _cache: dict[int, Instruction | None] = field(default_factory=dict, repr=False)
+    _doubts: dict[int, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         self.regions = tuple(sorted(self.regions, key=lambda region: region.vaddr))
@@ -98,6 +102,23 @@ class CodeView:
         offset = address - region.vaddr
         return region.data[offset : offset + region.lengths[offset]]
 
+    def doubt(self, address: int) -> str:
+        """Why the known instruction at an address cannot be moved whole; empty when it can."""
+        if address not in self._doubts:
+            self._doubts[address] = self._doubt(address)
+        return self._doubts[address]
+
+    def _doubt(self, address: int) -> str:
+        region, instruction = self.region(address), self.at(address)
+        assert region is not None and instruction is not None
+        offset = address - region.vaddr
+        width = region.widths[offset]
+        if not has_length(region.data[offset : offset + instruction.len], width):
+            return "two decoders do not agree on an instruction"
+        if not survives_encoding(instruction, width):
+            return "an instruction that cannot be encoded again"
+        return ""
+
     def before(self, address: int) -> Instruction | None:
         """The known instruction that ends where an address begins."""
         region = self.region(address)
@@ -140,7 +161,7 @@ class CodeView:
                 width = region.widths[offset]
                 address = region.vaddr + offset
                 instruction = decode_one(region.data[offset : offset + length], width, address)
-                if instruction.op_count and instruction.op0_kind in _NEAR:
+                if instruction.op_count and instruction.op0_kind in NEAR_BRANCHES:
                     target = instruction.near_branch_target & (mask if width == 64 else 0xFFFFFFFF)
                     found.setdefault(target, []).append(address)
         return found

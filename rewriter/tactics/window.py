@@ -67,10 +67,12 @@ def build(
     if reason := _inside(context, start, end, instructions, closed=closed) or view.excluded(start, end):
         return reason
     returns = not (ends_block(last) or _jumps(context, last))
-    if end - start < size and not returns and not context.windows.at(end):
-        end += min(view.filler(end), size - (end - start))
+    if end - start < size and not returns:
+        end += min(view.filler(end), context.free_from(end, size - (end - start)))
     if end - start < size:
         return "too short"
+    if context.holds_cave(start, end):
+        return "its bytes hold the jump of another window"
     window = Window(start, end, bits, tuple(instructions), tuple(sites), returns, tactic)
     return _check_shadows(context, window) or _check_absolute(context, window) or window
 
@@ -103,10 +105,12 @@ def _step(context: Context, address: int, bits: int) -> tuple[Instruction, int] 
     if site is not None:
         if site.binding.length == 2 and context.view.is_target(instruction.next_ip):
             return "a branch target lies between STI and its company"
+        if site.stackless and (doubt := context.view.doubt(address)):
+            return doubt
         return instruction, site.end
-    if reason := context.unpatchable.get(address):
-        return f"a site that cannot be replaced is beside it: {reason}"
-    if reason := check(instruction):
+    if kept := context.unpatchable.get(address):
+        return f"a site that cannot be replaced is beside it: {kept}"
+    if reason := check(instruction) or context.view.doubt(address):
         return reason
     return instruction, instruction.next_ip
 

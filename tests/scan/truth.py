@@ -10,6 +10,8 @@ from iced_x86 import Decoder, Instruction
 from rewriter.decode import class_by_code
 
 SHF_EXECINSTR = 4
+EMULATE = b"\x0f\x0bxen"
+"""Xen's forced emulation prefix (public/arch-x86/xen.h)."""
 CODE_SYMBOLS = ("STT_FUNC", "STT_NOTYPE")
 
 
@@ -57,6 +59,12 @@ def _decode(data: bytes, base: int, starts: list[int], width: int) -> dict[int, 
         decoder.position, decoder.ip = start - base, start
         while decoder.ip < end and decoder.can_decode:
             decoder.decode_out(instruction)
+            if data.startswith(EMULATE, instruction.ip - base):  # one instruction with the one behind it
+                first = instruction.ip
+                decoder.position, decoder.ip = first - base + len(EMULATE), first + len(EMULATE)
+                decoder.decode_out(instruction)
+                found[first] = ("hypercall", instruction.next_ip - first)
+                continue
             entry = sensitive.get(instruction.code)
             if entry is not None and not instruction.is_invalid:
                 found[instruction.ip] = (entry.kind, instruction.len)
