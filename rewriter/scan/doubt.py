@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
+
+from iced_x86 import Mnemonic
 
 from rewriter.decode.lengths import MAX_INSTRUCTION
 from rewriter.scan.block import Block
 from rewriter.scan.explore import ENOUGH, Explorer, Start
 from rewriter.scan.space import Region
 
-__all__ = ["confirm_guesses", "confirm_region", "retract"]
+__all__ = ["confirm_guesses", "confirm_region", "confirm_taken", "retract"]
+
+_TAKES = (Mnemonic.MOV, Mnemonic.LEA, Mnemonic.PUSH)
+"""How code takes an address; in a comparison or a sum, the same number is a number."""
 
 
 def confirm_guesses(explorer: Explorer) -> None:
@@ -29,11 +34,26 @@ def _is_confirmed(explorer: Explorer, start: Start) -> bool:
             continue
         seen.add(block.start)
         count += len(block.instructions)
-        last = block.instructions[-1][0]
-        if count >= ENOUGH or any(explorer.is_anchor(edge, last, block.width) for edge in block.edges):
+        if count >= ENOUGH or explorer.is_anchored(block):
             return True
         work += [edge.address for edge in block.edges if edge.kind != "far"]
     return False
+
+
+def confirm_taken(explorer: Explorer, address: int, takers: Iterable[int]) -> None:
+    """What sure code puts into a register or on the stack is sure code, if it is no table of addresses."""
+    space, block = explorer.space, explorer.doubtful[address]
+    word = space.read_static(address, block.width // 8) or b""
+    if space.image.segment_at(int.from_bytes(word, "little")) is not None:
+        return
+    for taker in takers:
+        region = space.find(taker)
+        if region is not None and explorer.is_start(taker) and taker not in explorer.doubtful:
+            width = explorer.width_at(taker)
+            instruction = explorer.decoder.instruction_at(taker, width, region)
+            if width == block.width and instruction.mnemonic in _TAKES:
+                explorer.follow([Start(address, width)])
+                return
 
 
 def confirm_region(explorer: Explorer, region: Region) -> None:

@@ -56,8 +56,8 @@ _BEHIND_CODE = (0xC3, 0x90, 0xCC)
 ENOUGH = 256
 """Plausible instructions in one guess that are no accident."""
 
-_FAR_APART = 256
-"""Bytes between a branch and its target from which on a target that is known code is no accident."""
+_LONG_BRANCH = 5
+"""Bytes of a branch that holds a distance of four: that it leads to known code is no accident."""
 
 NEAR = 64
 """Bytes around known code in which a guess is allowed, where no section says what is code."""
@@ -115,7 +115,7 @@ class Explorer:
         self.wrong_width = False
         """The last guess met 64-bit code while it was read as 32-bit."""
         self._anchored = False
-        """The last guess is confirmed: no data jumps to code far away, or is so much plausible code."""
+        """The last guess is confirmed: no data has the distance to code, or is so much plausible code."""
         self._fresh: list[Block] = []
         """What the last guess added."""
         self.guesses: list[Start] = []
@@ -454,9 +454,8 @@ class Explorer:
             ended = (
                 ended or block.merges or not any(edge.kind in ("fall", "after_call") for edge in block.edges)
             )
-            last = block.instructions[-1][0] if block.instructions else current
+            self._anchored |= self.is_anchored(block)
             for edge in block.edges:
-                self._anchored |= self.is_anchor(edge, last, width)
                 if edge.kind == "call":
                     if self.is_inside(edge.address) or self.width_at(edge.address) not in (0, width):
                         return False
@@ -470,16 +469,19 @@ class Explorer:
                     ended = True
         return ended and count >= least
 
-    def is_anchor(self, edge: Edge, source: int, width: int) -> bool:
-        """Whether a call or a long jump leads to a sure instruction of this width."""
-        if edge.kind not in ("call", "jump") or abs(edge.address - source) < _FAR_APART:
+    def is_anchored(self, block: Block) -> bool:
+        """Whether a block ends in a call or jump of four bytes' distance to a sure instruction of its width."""
+        if not block.instructions or block.instructions[-1][1] < _LONG_BRANCH:
             return False
-        region = self.space.find(edge.address)
-        if region is None:
-            return False
-        if self._is_settled(region, width) or edge.address in self._hypercalls:
-            return True
-        return self.width_at(edge.address) == width and edge.address not in self.doubtful
+        for edge in block.edges:
+            region = self.space.find(edge.address)
+            if edge.kind not in ("call", "jump") or region is None:
+                continue
+            if self._is_settled(region, block.width) or edge.address in self._hypercalls:
+                return True
+            if self.width_at(edge.address) == block.width and edge.address not in self.doubtful:
+                return True
+        return False
 
     def _returns_plausibly(self, address: int, width: int) -> bool:
         """False when what follows a call is no code, so that the call cannot return."""

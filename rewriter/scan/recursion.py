@@ -10,7 +10,7 @@ from rewriter.image.multiboot import find_multiboot
 from rewriter.scan.block import Edge, Read
 from rewriter.scan.data_in_text import DataInText, data_in_text
 from rewriter.scan.descriptor_data import DataRanges, descriptor_data
-from rewriter.scan.doubt import confirm_guesses, confirm_region, retract
+from rewriter.scan.doubt import confirm_guesses, confirm_region, confirm_taken, retract
 from rewriter.scan.explore import Explorer, Start
 from rewriter.scan.frames import function_frames
 from rewriter.scan.gaps import gaps, guess_gaps, padding_end
@@ -202,10 +202,15 @@ class Recursion:
             low = after
 
     def _look_at_uses(self) -> None:
-        """What is read through the addresses that code takes, so far as they name what may be code."""
+        """What is read through the addresses that code takes, so far as they name what may be code.
+
+        What sure code takes and is not seen to read is code.
+        """
         for address, takers in list(self.explorer.takers.items()):
             if address not in self._uses and self.explorer.width_at(address):
                 self._uses[address] = data_uses(self.explorer, address, takers)
+            if address in self.explorer.doubtful and not self._uses.get(address):
+                confirm_taken(self.explorer, address, takers)
 
     def _settle(self) -> None:
         """Until nothing changes: switch tables, far jumps, and addresses that found code refers to."""
