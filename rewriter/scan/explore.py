@@ -470,7 +470,7 @@ class Explorer:
         return ended and count >= least
 
     def is_anchored(self, block: Block) -> bool:
-        """Whether a block ends in a call or jump of four bytes' distance to a sure instruction of its width."""
+        """Whether a block ends in a call or jump of four bytes' distance to a sure instruction."""
         if not block.instructions or block.instructions[-1][1] < _LONG_BRANCH:
             return False
         for edge in block.edges:
