@@ -19,6 +19,10 @@ from rewriter.scan.jump_tables import JumpTable
 __all__ = ["DataInText", "data_in_text"]
 
 
+_BIAS = 16
+"""Bytes by which compilers put the address of a table before its first entry."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataInText:
     """Bytes of the regions that known code reads, and those that it copies somewhere else."""
@@ -41,10 +45,19 @@ def data_in_text(
     for read in {*explorer.reads, *uses}:
         if read.size:
             found[read.copied].append((read.address, read.address + read.size))
+        elif (start := _counted_from_behind(explorer, read.address)) is not None:
+            found[False].append((start, explorer.next_sure(start)))
         elif read.address not in bounded:
             copied = read.copied or explorer.is_sure(read.address)  # what else would one read code for?
             found[copied].append((read.address, _unbounded_end(explorer, read.address, starts)))
     return DataInText(*(DataRanges(_inside(explorer, found[copied])) for copied in (False, True)))
+
+
+def _counted_from_behind(explorer: Explorer, address: int) -> int | None:
+    """Where a table begins whose index starts above 0: its address lies inside the instruction before it."""
+    if explorer.is_start(address) or not explorer.is_sure(address):
+        return None
+    return next((at for at in range(address, address + _BIAS) if not explorer.is_sure(at)), None)
 
 
 def _unbounded_end(explorer: Explorer, address: int, starts: list[int]) -> int:

@@ -127,6 +127,15 @@ def test_code_that_is_copied_is_a_window_of_its_own_kind() -> None:
     assert windows(result, "copied") == [(0x20, 0x24)]
 
 
+def test_a_table_whose_index_starts_at_one_is_data_and_the_code_before_it_stays_code() -> None:
+    """movzx eax, byte [table - 1 + ecx], where the byte before the table is the end of a jump."""
+    code = b"\x0f\xb6\x81" + struct.pack("<I", BASE + 0x11) + b"\xfa\xeb\x06"  # ...; cli; jmp 10h
+    code = code.ljust(0x10, b"\xcc") + b"\xeb\x04" + b"\xfa\xfb\xf4\x9d" + b"\xfb\xf4\xeb\xfd"
+    result = scan_image(sectioned_image([(".text", code, True)]))
+    assert found(result) == [(7, "cli", 32), (0x16, "sti", 32), (0x17, "hlt", 32)]
+    assert (windows(result, "read"), windows(result, "copied")) == ([(0x12, 0x16)], [])
+
+
 def test_a_guess_that_nothing_confirms_is_no_place_for_a_patch() -> None:
     text = b"\xf4\xeb\xfd".ljust(16, b"\x90") + b"\x31\xc0\xfa\xc3"
     data = struct.pack("<I", BASE + 16)
