@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pvpatch.abi.errors import ImageError
+from pvpatch.abi.layout import find_locators, unpack_locator
 from pvpatch.bootimage import boot_image
 from pvpatch.transcripts import compare
 from rewriter.emit.produce import patch_image
-from rewriter.image import Image, gzip_layer, open_image, parse_image
+from rewriter.image import Image, open_image, parse_image, rewrap
 from rewriter.image.source import read_bounded
 from rewriter.manifest import Manifest, Unexplained, differences, explain, read_manifest
 from runtime.backends import backend_named
@@ -134,14 +135,15 @@ def _container(original: Image, patched: Image, data: bytes) -> tuple[Place, ...
         return (Place(0, "file", None, "the container", original.original[:16].hex(), data[:16].hex()),)
     if not patched.container:
         return ()
-    expected = gzip_layer.wrap(original.container[0], patched.payload)
+    expected = rewrap(original, patched.payload)
     return _file_places(expected, data, "the container")
 
 
 def _against_derived(original: Image, data: bytes) -> tuple[Place, ...] | None:
     """The file is damaged: compare it with what patching the original gives, if it is a copy of that."""
+    places_named = [unpack_locator(data, at).resident_phys for at in find_locators(data)]
     try:
-        expected = patch_image(original).file
+        expected = patch_image(original, block_at=next(iter(places_named), None)).file
     except ImageError:
         return None
     places = _file_places(expected, data, "where the file cannot be read any more")

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 from iced_x86 import Code, Encoder, Instruction, MemoryOperand, OpKind, Register
 
+from pvpatch.abi.errors import SelfCheckError
+
 __all__ = ["Assembly", "Encoded", "Item", "Label", "Place", "Stand"]
 
 GPR64 = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
@@ -343,7 +345,7 @@ class Assembly:
                 instruction.memory_displacement = distance & (2**self.bits - 1)
             code = item.raw or _encode(encoder, instruction, address + starts[index])
             if len(code) != starts[index + 1] - starts[index]:
-                raise ValueError(f"{instruction}: size changed between the passes")
+                raise SelfCheckError(f"{instruction}: size changed between the passes")
             data += code
             finished.append(Item(instruction, None, item.origin, site=item.site))
         homes = {origin: address + starts[index] for origin, index in self._homes.items()}

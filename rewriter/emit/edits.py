@@ -36,7 +36,7 @@ class Edits:
         """Replace bytes at an offset of the original payload."""
         old = self.payload[offset : offset + len(new)]
         if len(old) != len(new):
-            raise ValueError(f"change at {offset:#x} reaches behind the payload")
+            raise SelfCheckError(f"change at {offset:#x} reaches behind the payload")
         if old != new:
             self.changes.append(Change(offset, old.hex(), new.hex(), kind, why, address, window))
 
@@ -53,7 +53,7 @@ class Edits:
     def pad_to(self, offset: int, name: str) -> None:
         """Append zeros up to an offset."""
         if offset < self.end:
-            raise ValueError(f"{name}: {offset:#x} lies before the end {self.end:#x}")
+            raise SelfCheckError(f"{name}: {offset:#x} lies before the end {self.end:#x}")
         self.append(bytes(offset - self.end), name, None)
 
     def overlay(self, offset: int, new: bytes) -> bytes:

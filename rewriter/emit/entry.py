@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from pvpatch.abi.asm import assemble
+from pvpatch.abi.errors import SelfCheckError
 from rewriter.image import EntryPoint
 
 __all__ = ["MAP_BUFFER", "STACK", "Entry", "Stub", "StubPlace", "assemble_stubs"]
@@ -94,7 +95,7 @@ def _restore(entry: Entry, width: int) -> str:
         chunk = entry.restore[offset : offset + 4]
         size = {4: "dword", 2: "word", 1: "byte"}.get(len(chunk))
         if size is None:
-            raise ValueError(f"no store of {len(chunk)} bytes")
+            raise SelfCheckError(f"no store of {len(chunk)} bytes")
         lines.append(f"  mov {size} ptr [{pointer}+{offset}], {int.from_bytes(chunk, 'little')}\n")
     lines.append(f"  pop {pointer}\n")
     return "".join(lines)

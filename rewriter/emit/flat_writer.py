@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from pvpatch.abi.errors import SelfCheckError
 from rewriter.emit.edits import Edits
 from rewriter.emit.resident import Resident
 from rewriter.image import Image
@@ -35,7 +36,7 @@ def add_resident(image: Image, resident: Resident, edits: Edits) -> int:
     segment = image.segments[0]
     offset = segment.file_offset + resident.physical - segment.paddr
     if edits.end > offset:
-        raise ValueError("the file is longer than the memory it claims")
+        raise SelfCheckError("the file is longer than the memory it claims")
     edits.pad_to(offset, "zeros up to the end of the program's memory")
     for part in resident.parts:
         edits.pad_to(offset + part.offset, "padding inside the resident block")

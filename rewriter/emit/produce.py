@@ -12,6 +12,7 @@ from iced_x86 import Formatter, FormatterSyntax, Instruction
 
 from pvpatch.abi.errors import ImageError
 from rewriter.check_output import check_output
+from rewriter.check_windows import check_windows
 from rewriter.emit import flat_writer
 from rewriter.emit.patch import PatchJob, may_move, patch_payload
 from rewriter.emit.refusals import refuse_foreign, refuse_image, refuse_unknown_widths
@@ -57,6 +58,7 @@ def patch_image(image: Image, progress: Progress = lambda _: None, block_at: int
     job, payload = _patch_payload(image, scan, block_at)
     progress("decoding again what was written")
     checked = verify(job, payload)
+    check_windows(job)
     manifest = _manifest(image, job, scan)
     flat_writer.cover_file(image, len(payload) + len(pack(manifest)) + _RECORD_SLACK, job.edits)
     manifest, payload = _manifest(image, job, scan), job.payload()

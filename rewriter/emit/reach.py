@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pvpatch.abi.errors import SelfCheckError
+
 __all__ = ["FILL", "Reach", "enter_absolute", "enter_relative", "enter_short"]
 
 FILL = 0xCC  # INT3: what is left over of a window is never executed
@@ -49,5 +51,5 @@ def enter_short(address: int, target: int) -> bytes:
     """JMP rel8."""
     distance = target - address - 2
     if not -128 <= distance <= 127:
-        raise ValueError("a cave is out of reach of a short jump")
+        raise SelfCheckError("a cave is out of reach of a short jump")
     return b"\xeb" + (distance & 0xFF).to_bytes(1, "little")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from pvpatch.abi.errors import SelfCheckError
 from pvpatch.abi.layout import (
     CALL_PAGE_SIZE,
     LOCATOR_SIZE,
@@ -133,7 +134,7 @@ def build_resident(
     )
     stub = assemble_stubs(entries, place)
     if len(stub.code) > _STUB_ROOM:
-        raise ValueError("the entry stub has outgrown its room")
+        raise SelfCheckError("the entry stub has outgrown its room")
     pointers, table = _pointer_table(physical, layout, requests, offsets)
     locator = Locator(
         resident_size=memory_size,

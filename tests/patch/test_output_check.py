@@ -15,10 +15,13 @@ from pvpatch.abi.errors import SelfCheckError
 from pvpatch.cli import build
 from pvpatch.cli.failures import guarded
 from rewriter.check_output import check_file, check_loaders
+from rewriter.check_windows import check_windows
+from rewriter.emit.patch import PatchJob
 from rewriter.emit.produce import Produced, patch_image
 from rewriter.image import parse_image
 from rewriter.image.loaders import boot_plans
 from rewriter.manifest import Change, Manifest, differences, pack
+from rewriter.tactics import Window
 from tests.image.builders import Load, elf, multiboot1_header
 from tests.patch.boot_kernels import BASE, kernel, multiboot1_fields
 from tests.patch.conftest import Patches
@@ -131,3 +134,20 @@ def test_a_site_inside_a_boot_header_keeps_its_bytes() -> None:
     kept = {site.address: site.reason for site in made.manifest.sites if site.tactic == "trap"}
     assert "boot loaders read these bytes" in kept[BASE + 8]
     assert {plan.loader for plan in boot_plans(made.file)} == {"elf", "multiboot1, ELF"}
+
+
+def _with_windows(windows: tuple[Window, ...]) -> PatchJob:
+    job = patched().job
+    return replace(job, plan=replace(job.plan, windows=windows))
+
+
+def test_an_instruction_that_lost_some_of_its_bytes_only_is_found() -> None:
+    windows = patched().job.plan.windows
+    check_windows(_with_windows(windows))
+    whole = next(window for window in windows if len(window.instructions) > 1)
+    for gone in whole.instructions:
+        left = replace(whole, instructions=tuple(item for item in whole.instructions if item != gone))
+        with pytest.raises(SelfCheckError, match="shares bytes with what is overwritten"):
+            check_windows(_with_windows((left,)))
+    with pytest.raises(SelfCheckError, match="share bytes"):
+        check_windows(_with_windows((whole, replace(whole, start=whole.start + 1))))

@@ -159,3 +159,15 @@ def test_an_image_without_room_is_refused() -> None:
     whole = Load(0x1000, 0x1000, b"\xfa\xf4" * 64, (1 << 31) - 0x2000, 7)
     with pytest.raises(ImageError, match="no place for the resident block"):
         patch(elf(32, (whole,)))
+
+
+def test_a_damaged_file_is_compared_with_a_patch_at_the_same_place(tmp_path: Path) -> None:
+    original, out = tmp_path / "kernel", tmp_path / "patched"
+    original.write_bytes(kernel(SILENT))
+    assert inside("patch", original, "-o", out, "--block-at", "0x600000").code == 0
+    data = bytearray(out.read_bytes())
+    data[-1] ^= 1  # the manifest's last magic
+    out.write_bytes(data)
+    shown = inside("diff", original, out)
+    assert shown.code == 1
+    assert "where the file cannot be read any more" in shown.text
