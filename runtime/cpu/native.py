@@ -65,6 +65,7 @@ class ControlBlock(ctypes.Structure):
         ("translator", ctypes.c_uint64),
         ("translated_to", ctypes.c_uint64),
         ("translated", ctypes.c_uint64),
+        ("unpriced", ctypes.c_uint64),
         ("price_base", ctypes.c_uint64),
         ("price_count", ctypes.c_uint64),
         ("price_table", ctypes.c_uint64),
@@ -119,6 +120,8 @@ class ControlBlock(ctypes.Structure):
     """Where its last translation that was charged for ended."""
     translated: int
     """Operations translated since all translations were dropped."""
+    unpriced: int
+    """Blocks that could not be made dearer, because their code is not as expected."""
     price_base: int
     price_count: int
     price_table: int

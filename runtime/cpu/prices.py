@@ -91,6 +91,10 @@ def translation_source(field: Mapping[str, int], facts: TranslatorFacts) -> str:
 
     Charges for the translation if this is a new one, makes the block dearer by what it accesses and calls
     (the size that it passes to the hook is what counts), and stops when it is time to drop all translations.
+
+    The size stands in front of the call, `mov edx, size`, and between them the load of RCX. How both look
+    depends on how far the buffer lies from what they name: a near call or one through memory; LEA, MOV of 64
+    or of 32 bits. Anything else is counted as `unpriced`.
     """
     return f"""
     mov r8, qword ptr [rcx + {field["translator"]}]
@@ -137,14 +141,42 @@ call:
     add r11d, eax
     jmp next
 priced:
+    test r11d, r11d
+    je done
     mov rax, qword ptr [rsp]
-    cmp byte ptr [rax - 17], 0xba
-    jne dearer
-    cmp dword ptr [rax - 16], edx
-    jne dearer
-    add dword ptr [rax - 16], r11d
-dearer:
+    lea r8, [rax - 5]
+    cmp byte ptr [r8], 0xe8
+    je called
+    lea r8, [rax - 6]
+    cmp word ptr [r8], 0x15ff
+    jne unpriced
+called:
+    mov eax, dword ptr [r8 - 7]
+    and eax, 0xffffff
+    cmp eax, 0x0d8d48
+    jne not_near
+    sub r8, 7
+    jmp sized
+not_near:
+    cmp word ptr [r8 - 10], 0xb948
+    jne not_far
+    sub r8, 10
+    jmp sized
+not_far:
+    cmp byte ptr [r8 - 5], 0xb9
+    jne unpriced
+    sub r8, 5
+sized:
+    cmp byte ptr [r8 - 5], 0xba
+    jne unpriced
+    cmp dword ptr [r8 - 4], edx
+    jne unpriced
+    add dword ptr [r8 - 4], r11d
     add edx, r11d
+    jmp done
+unpriced:
+    inc qword ptr [rcx + {field["unpriced"]}]
+done:
     cmp r10, {MOST_TRANSLATED}
     jb charged
     mov qword ptr [rcx + {field["force"]}], 1

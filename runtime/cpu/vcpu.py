@@ -23,7 +23,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from runtime.cpu import flags as fl
 from runtime.cpu.calibrate import engine_facts
-from runtime.cpu.layout import CpuState, locate_state
+from runtime.cpu.layout import CpuState, UnknownCpuLayout, locate_state
 from runtime.cpu.native import UNITS_PER_NS, ControlBlock, NativeCode
 from runtime.cpu.prices import MOST_TRANSLATED, helper_prices
 from runtime.cpu.translator import BUFFER_SIZE, translator_facts
@@ -579,6 +579,8 @@ class VCpu:
         control.force = control.blocks_left = 0
         if control.translated >= MOST_TRANSLATED:
             self.drop_all_translations()
+        if control.unpriced:
+            raise UnknownCpuLayout("this Unicorn calls hooks in another way", "install unicorn==2.1.4")
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
