@@ -28,4 +28,7 @@ void test_boot(void)
 	expect_that("time of day", shared->wc_sec != 0 && !(shared->wc_version & 1) &&
 		    shared->wc_nsec < 1000000000);
 	verdict("boot.shared_info");
+	PROBE("fninit", (), ()); /* the toolstack's TS is clear */
+	expect("vector", last_trap.vector, NO_TRAP);
+	verdict("boot.fpu");
 }

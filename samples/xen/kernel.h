@@ -51,6 +51,7 @@ void test_events(void);
 void test_time(void);
 void test_virtual_cpu(void);
 void test_others(void);
+void test_entries(void);
 void test_grants(void);
 void test_queues(void);
 

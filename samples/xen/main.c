@@ -62,6 +62,7 @@ void kernel_main(void)
 	test_time();
 	test_virtual_cpu();
 	test_others();
+	test_entries();
 	test_grants();
 	test_queues();
 	summary();
