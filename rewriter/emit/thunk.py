@@ -18,6 +18,7 @@ from pvpatch.abi.layout import CELL_REACH
 from pvpatch.abi.spec import load_spec
 from rewriter.emit.assembly import SP, Assembly, Label, Place
 from rewriter.emit.binding import Refused
+from rewriter.emit.enabling import Enabling, enabling
 from rewriter.emit.marshal import Slots, Surroundings, emit_binding
 from rewriter.emit.operands import Binding
 from rewriter.emit.relocate import (
@@ -290,10 +291,17 @@ class _Composer:
         """The call of a site, and those or the instructions of what stands in its shadow."""
         assert piece.binding is not None
         called = bool(around.bias)
+        covers = piece.covers
         self.asm.serving = piece.instruction.ip
         self.asm.stand_for(piece.instruction.ip, leaves=piece.binding.jump, called=called)
-        emit_binding(self.asm, piece.binding, self.slot, around)
-        for inner in piece.covers:
+        way = enabling(piece.instruction, covers[0].instruction) if covers else Enabling.FIRST
+        if way is Enabling.LAST:  # what is enabled may come at once, so it is enabled behind the shadow
+            self.moved(covers[0].instruction)
+            self.asm.stand_for(_behind(covers[0]), called=called)
+            covers = covers[1:]
+        if way is not Enabling.NEVER:
+            emit_binding(self.asm, piece.binding, self.slot, around)
+        for inner in covers:
             self.asm.serving = inner.instruction.ip
             leaves = inner.binding is not None and inner.binding.jump
             self.asm.stand_for(inner.instruction.ip, leaves=leaves, called=called)
