@@ -61,8 +61,8 @@ instruction in the shadow of STI, MOV SS or POP SS: it tells what runs there, an
   correct as it is: bare hardware, and a backend that runs kernels at privilege 0, execute it.
 - A backend whose guests have less privilege MAY replace the first {least} bytes of a cell, and only those,
   when it replaces the call pages: by a jump to the body where there is one.
-- While the guest is in a body or in a call page, a backend MUST NOT deliver an interrupt: between two
-  instructions of the guest it comes before the first byte of a cell or outside the thunk.
+- A call that enables interrupts MAY let one in before it returns. The body of a cell for STI makes it behind
+  what stands in the shadow wherever that cannot tell.
 
 Between a load of SS and the guest's own load of its stack pointer, 32-bit code has a segment whose base
 and limit nobody knows, and perhaps no stack at all (SDM vol. 3, 6.8.3). No slot can be called there, and no
