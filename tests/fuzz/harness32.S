@@ -62,6 +62,7 @@ _start:
 	mov %eax, %ds
 	mov %eax, %es
 	mov %eax, %ss
+	lcall $KERNEL_CODE, $far_target /* its width is known, whatever selectors snippets use */
 	call command_line
 	call make_tables
 	call make_pages
