@@ -69,6 +69,8 @@ fault:
     mov al, 1
     out 0xf4, al
 done:
+    test dword ptr [esp+8], 0x10000
+    jne fault
     mov al, 0
     out 0xf4, al
     hlt

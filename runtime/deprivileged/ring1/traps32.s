@@ -88,6 +88,7 @@ gate_fault:
   mov [S_vector], eax
   mov ebx, eax
   add dword ptr [S_eip], 2
+  and dword ptr [S_flags], 0xfffeffff
   cmp ebx, 48
   jb dispatch
   call open_gate
