@@ -342,6 +342,7 @@ finish:
 	mov %dr7, %eax
 	mov %eax, 24(%edi)
 	xor %eax, %eax
+	mov %eax, %dr7                  /* what follows touches the data */
 	sldt %eax
 	mov %eax, 28(%edi)
 	str %eax

@@ -363,6 +363,7 @@ finish:
 	mov %dr7, %rax
 	mov %rax, 48(%rdi)
 	xor %eax, %eax
+	mov %rax, %dr7                  /* what follows touches the data */
 	sldt %eax
 	mov %rax, 56(%rdi)
 	str %eax
