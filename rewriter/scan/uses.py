@@ -86,6 +86,11 @@ class _State:
     def fork(self, at: int) -> _State:
         return replace(self, at=at, registers=dict(self.registers), slots=dict(self.slots))
 
+    def key(self) -> tuple[object, ...]:
+        """Where it is, and in which registers a pointer is or has moved: a loop is gone through twice."""
+        moved = ((register, pointer.moves) for register, pointer in self.registers.items())
+        return self.at, self.depth, tuple(sorted(moved))
+
     def holds_nothing(self) -> bool:
         return not self.registers and not self.slots
 
@@ -109,15 +114,16 @@ class _Follower:
         self.found: list[Read] = []
 
     def run(self, taker: int) -> list[Read]:
-        work, seen = [_State(taker, {})], set[tuple[int, int]]()
+        work, seen = [_State(taker, {})], set[tuple[object, ...]]()
         for count in range(BUDGET):
             if not work:
                 break
             state = work.pop()
             instruction = self._decode(state.at)
-            if instruction is None or (state.at, state.depth) in seen:
+            key = state.key()
+            if instruction is None or key in seen:
                 continue
-            seen.add((state.at, state.depth))
+            seen.add(key)
             if count:
                 self._look(state, instruction)
             self._step(state, instruction, first=not count)

@@ -169,6 +169,26 @@ body:
  nop
  ret
 """,
+    "a site that a loop copies, behind the first byte": f"""
+ sti
+body:
+ mov eax, 5
+ cli
+ mov esi, body
+ mov edi, {SCRATCH}
+ mov ecx, 6
+copy_loop:
+ mov al, [esi]
+ mov [edi], al
+ inc esi
+ inc edi
+ loop copy_loop
+ mov byte ptr [edi], 0xc3
+ sti
+ mov eax, {SCRATCH}
+ call eax
+ {FLAG} jmp done
+""",
     "an instruction that one decoder lacks": "test eax, eax\n je fence\nfence:\n .byte 0x0f, 0xae, 0xf1\n"
     f" cli\n nop\n nop\n nop\n {FLAG} jmp done\n",
 }
