@@ -23,6 +23,8 @@ __all__ = ["Recursion"]
 
 _WIDTHS = (16, 32, 64)
 _ATTEMPTS = 3
+_LOCAL = 4
+"""The bit of a selector that names the LDT."""
 PURE_SIZE = 1 << 17
 """Bytes of sure code from which on the rest of a region says something about its kind."""
 PURE_REST = 0.02
@@ -267,7 +269,7 @@ class Recursion:
             self.explorer.targets.add(edge.address)
             known = self._selector_width(edge)
             if known is not None:
-                self.explorer.follow([Start(edge.address, known)])
+                self.explorer.follow([Start(edge.address, known)] if known else [])
                 continue
             if self.explorer.is_start(edge.address):
                 continue
@@ -284,18 +286,30 @@ class Recursion:
     def _selector_width(self, edge: Edge) -> int | None:
         """Width of the code segment that a far jump loads, from the GDTs that the image holds (SDM 3, 3.4.5).
 
-        None where it holds none with that segment, or several that differ.
+        0 where all of them have something else there, or end before: it raises #GP, or leads elsewhere. None
+        where the image does not tell: no table with that entry is in it, or several differ.
         """
-        found: set[int] = set()
-        for pointer in self.explorer.gdt_pointers:
-            for size in (8, 4):
-                head = self.space.read_static(pointer + 2, size)
-                base = int.from_bytes(head or b"", "little")
-                raw = self.space.read_static(base + (edge.selector & ~7), 8) if base else None
-                if raw is None:
-                    continue
-                access, flags = raw[5], raw[6]
-                if access & 0x98 == 0x98:  # present, code
-                    found.add(64 if flags & 0x20 else 32 if flags & 0x40 else 16)
-                    break
-        return found.pop() if len(found) == 1 else None
+        if edge.selector & _LOCAL:
+            return None
+        found = {self._entry_width(pointer, edge.selector) for pointer in self.explorer.gdt_pointers}
+        widths = found - {None, 0}
+        if widths:
+            return widths.pop() if len(widths) == 1 else None
+        return 0 if found == {0} else None
+
+    def _entry_width(self, pointer: int, selector: int) -> int | None:
+        """The same of one table; None for an entry that is empty, or not in the file."""
+        for size in (8, 4):
+            head = self.space.read_static(pointer, 2 + size) or b""
+            base = int.from_bytes(head[2:], "little")
+            raw = self.space.read_static(base + (selector & ~7), 8) if base else None
+            if raw is None:
+                continue
+            if selector | 7 > int.from_bytes(head[:2], "little"):
+                return 0
+            access, flags = raw[5], raw[6]
+            if access & 0x98 == 0x98:  # present, code
+                return 64 if flags & 0x20 else 32 if flags & 0x40 else 16
+            if any(raw):
+                return 0
+        return None

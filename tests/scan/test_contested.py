@@ -75,6 +75,21 @@ def test_two_tables_that_differ_leave_the_width_open(other: int) -> None:
     assert result.complete is not differ
 
 
+@pytest.mark.parametrize(("selector", "known"), [(8, 64), (16, 0), (24, 0), (0x10C, None)])
+def test_a_selector_that_names_no_code_leads_nowhere(selector: int, known: int | None) -> None:
+    """8 is code, 16 data, 24 behind the limit; of the LDT nothing is known."""
+    code = (
+        b"\x0f\x01\x15" + struct.pack("<I", BASE + 0x40) + b"\xea" + struct.pack("<IH", BASE + 0x20, selector)
+    )
+    code = code.ljust(0x20, b"\xcc") + b"\xfa\xf4\xeb\xfd"
+    code = code.ljust(0x40, b"\xcc") + struct.pack("<HIH", 23, BASE + 0x48, 0)
+    code += struct.pack("<QQQQ", 0, 0x00AF_9A00_0000_FFFF, 0x00CF_9200_0000_FFFF, 0x00CF_9A00_0000_FFFF)
+    result = scan_image(flat_image(code))
+    assert result.unknown_widths == ((BASE + 0x20,) if known is None else ())
+    widths = {width for offset, _, width in found(result) if 0x20 <= offset < 0x40}
+    assert known != 64 or widths == {64}
+
+
 def test_code_in_a_writable_section_that_text_calls_is_code_and_the_data_beside_it_is_none() -> None:
     text = b"\xe8\x1b\0\0\0\xf4\xeb\xfd".ljust(0x20, b"\x90")
     data = b"\xfa\x0f\x22\xd8\xc3" + b"\xfb\xfa\xf4" * 8 + struct.pack("<I", BASE + 0x28)
