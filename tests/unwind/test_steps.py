@@ -25,6 +25,7 @@ SNIPPETS32 = {
     "string": "mov esi, scratch\n mov edi, scratch+16\n mov ecx, 3\n cli\n rep movsb\n nop\n nop",
     "pushfd": "pushfd\n pop eax\n and eax, 0x100\n nop",
     "far jump": "ljmp 8, here\nhere:\n cli\n nop\n nop\n nop\n nop",
+    "mov ss": "mov eax, ss\n mov ss, ax\n nop\n nop\n nop",
     "iretd": "pushfd\n push cs\n push here\n iretd\nhere:\n nop",
     "popfd": "pushfd\n popfd\n nop\n nop\n nop",
 }
@@ -39,12 +40,14 @@ SNIPPETS64 = {
     "jumps": "mov ecx, 2\nhere:\n cli\n dec ecx\n jne here\n cli\n jmp over_here\n nop\nover_here:\n nop",
     "string": "mov esi, scratch\n mov edi, scratch+16\n mov ecx, 3\n cli\n rep movsb\n nop\n nop",
     "pushfq": "pushfq\n pop rax\n and eax, 0x100\n nop",
+    "mov ss": "mov eax, ss\n mov ss, ax\n nop\n nop\n nop",
     "iretq": "mov rax, rsp\n push 0x10\n push rax\n pushfq\n push 8\n push here\n iretq\nhere:\n nop",
     "popfq": "pushfq\n popfq\n nop\n nop\n nop",
 }
 SNIPPETS = {32: SNIPPETS32, 64: SNIPPETS64}
-NO_STEP = {(64, "xen", "iretq")}
-"""Xen's IRET is a hypercall: no step comes right behind it."""
+NO_STEP = {(64, "xen", "iretq"), *((bits, backend, "mov ss") for bits, backend in OUTER)}
+"""Xen's IRET is a hypercall: no step comes right behind it. Below privilege 0 a load of SS is none, so a step
+comes behind it too, and it keeps registers in those that nobody reads any more (docs/patch.md)."""
 CASES = [
     (bits, backend, name)
     for bits, backend in (*RING0, *OUTER)
