@@ -17,6 +17,9 @@ from rewriter.tactics.view import CodeView
 
 __all__ = ["Moved", "pieces_of"]
 
+_RESUMED = ("far_jump", "iret")
+"""Calls that may switch tasks: when it is switched to again a task goes on behind them (SDM vol. 3, 8.3)."""
+
 
 @dataclass(frozen=True)
 class Moved:
@@ -37,7 +40,8 @@ def pieces_of(view: CodeView, bound: Bound, windows: Windows, window: Window, *,
     site = bound.sites.get(window.instructions[-1])
     if site is not None and not pieces[-1].covers and not called:
         pieces += _pieces(view, bound, window, _traced(view, bound, site), called=called)
-    end = window.end if window.returns else None
+    resumes = site is not None and site.binding.call in _RESUMED and not called
+    end = window.end if window.returns or resumes else None
     while pieces[-1].covers or pieces[-1].instruction.ip >= window.end:
         last = (pieces[-1], *pieces[-1].covers)[-1]
         if last.instruction.ip < window.end:

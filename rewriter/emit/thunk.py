@@ -281,10 +281,12 @@ class _Composer:
             self.asm.place(body)
             self.body(piece, around)
             self.asm.serving = None
+            if not self._goes_on((piece, *piece.covers)[-1]):
+                continue
             self.asm.stand_for(_behind(piece), called=bool(around.bias))
             if end is not None and after is self._later[-1][2] and piece is self.pieces[-1]:
                 self.asm.jump(end)
-            elif self._goes_on((piece, *piece.covers)[-1]):
+            else:
                 self.asm.jump_label(after)
 
     def body(self, piece: Piece, around: Surroundings) -> None:

@@ -131,3 +131,12 @@ def test_the_loads_of_ss_and_of_the_stack_pointer_stay_together() -> None:
     assert window.end == CODE + 2  # the other way to the load stays
     assert [piece.instruction.ip for piece in moved.pieces] == [CODE, CODE + 2]
     assert moved.end == CODE + 7
+
+
+@pytest.mark.parametrize("code", ["ff2d00002000", "66b80100" + "cf"])
+def test_a_task_that_is_switched_to_again_goes_on_behind_its_jump(code: str) -> None:
+    """JMP to a TSS and IRET with NT keep the address behind them: SDM vol. 3, 8.3."""
+    view, found = bound(code)
+    (window,) = make_plan(view, Reach("relative"), found).windows
+    assert not window.returns
+    assert pieces_of(view, found, Windows(), window, called=False).end == window.end
