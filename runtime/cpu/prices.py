@@ -21,9 +21,9 @@ UNITS_PER_NS = 4
 """Virtual time is kept in units of executed code bytes; four bytes are one nanosecond."""
 _ALIGNMENT = 16
 """Of the emulator's routines, in bytes."""
-_BLOCK_NS, _OPERATION_SHIFT = 1000, 6
-"""Price of a translation, and of each operation in it (2**6 units are 16 ns): a block of ten instructions
-costs about 2 microseconds, as code that is in no cache of a real CPU does."""
+_BLOCK_NS, _OPERATION_SHIFT = 700, 5
+"""Price of a translation, and of each operation in it (2**5 units are 8 ns): a block of ten instructions
+costs about a microsecond, as code that is in no cache of a real CPU does."""
 _ACCESS_NS = 1
 """Price of an access to memory: it may miss the emulator's cache of addresses, or meet a page with code."""
 _BLOCK_ROOM = 10
