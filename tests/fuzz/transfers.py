@@ -41,7 +41,8 @@ def _far_jump(draw: Draw, tags: set[str]) -> Lines:
         "@9:",
     ]
     if draw.width == 32 and draw.chance(50):
-        return [f"ljmp ${selector}, ${target}", *tail]
+        # JECXZ: the target's width is known, whatever the selector is
+        return [f"jecxz {target}", f"ljmp ${selector}, ${target}", *tail]
     store = f"movl ${target}, data + 48; movl ${selector}, data + 52"
     return [store, "ljmp *data + 48", *tail]
 
