@@ -51,7 +51,7 @@ gdt:
  .quad 0x00cf93000000ffff
  .quad 0x00cf13000000ffff
  .quad 0x00cf1b000000ffff
- .quad 0x00cf9b000000ffff
+ .quad 0x00cffb000000ffff
 pseudo:
  .word 47
  .long gdt, 0
@@ -71,7 +71,7 @@ scratch:
 
 @cache
 def data(bits: int) -> Assembly:
-    """The kernel's tables and variables; selector 0x18 is data and 0x20 code that is not present."""
+    """The kernel's tables and variables; selector 0x18 is data and 0x20 code that is not present, 0x28 code of user mode."""
     return assemble(_tables(bits), 32, DATA)
 
 
