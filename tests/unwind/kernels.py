@@ -71,7 +71,10 @@ scratch:
 
 @cache
 def data(bits: int) -> Assembly:
-    """The kernel's tables and variables; selector 0x18 is data and 0x20 code that is not present, 0x28 code of user mode."""
+    """The kernel's tables and variables.
+
+    Selector 0x18 is data and 0x20 code that is not present, 0x28 code of user mode.
+    """
     return assemble(_tables(bits), 32, DATA)
 
 

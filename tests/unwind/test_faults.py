@@ -50,7 +50,7 @@ SNIPPETS32 = {
     "lldt": "lldt bx",
     "ltr": "ltr cx",
     "lldt, memory": f"lldt {FAR}",
-    "ljmp": "ljmp 0x2b, here\nhere:\n nop",
+    "ljmp": "ljmp 0x28, here\nhere:\n nop",
     "lcall": "lcall 0x2b, here\nhere:\n nop",
     "retf": "push 0x33\n push here\n retf\nhere:\n nop",
     "iretd": "push 2\n push 0x33\n push here\n iretd\nhere:\n nop",
