@@ -5,7 +5,8 @@ real tables have not) or is watched (silently sensitive); either way it arrives 
 and does what the patched form would have done. Where the form moves nothing the slot is entered as from a
 call behind the instruction. Otherwise the operands go into the call's registers and the slot returns to a
 trap, a HLT in the last byte of the call page, at which the registers become the guest's again and the
-results go where the instruction puts them.
+results go where the instruction puts them. In 64-bit code every slot returns there: it is entered below the
+red zone, which the instruction would have left alone.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ SELECTOR_FAULTS = frozenset({fl.NP, fl.SS_FAULT, fl.GP})
 _HLT = b"\xf4"
 _NEXT_LENGTHS = (3, 1)
 """Bytes of the second instruction of a pair (MWAIT, HLT): the longer one may not be mapped."""
+_RED_ZONE = 128
+"""Bytes below the stack pointer that 64-bit code may use without moving it (System V ABI for x86-64, 3.2.2)."""
 _OPEN_CALLS = 256
 """Calls that may be on their way at once: one for each thread that was preempted there."""
 _FAR_POINTERS = frozenset({Mnemonic.LDS, Mnemonic.LES, Mnemonic.LSS, Mnemonic.LFS, Mnemonic.LGS})
@@ -81,10 +84,13 @@ class SiteHost(GuestBytes, Protocol):
 
 @dataclass(frozen=True)
 class _Open:
-    """A call that has not come back: the site, its operands, and the guest's registers."""
+    """A call that has not come back: the site, its operands, and the guest's registers; the stack pointer
+    `after` the instruction has popped. `in_place`: nothing has to be moved."""
 
     site: int
     goes_on: int
+    after: int
+    in_place: bool
     call: Call
     form: Form
     values: FormValues
@@ -94,15 +100,16 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Entered:
-    """The slot entered last: its call and address, the stack pointer there, the site, and the registers at
-    the site; `direct`: only the stack pointer has changed."""
+    """The slot entered last: its call and address, the stack pointer there and when it comes back, the site,
+    and the registers at the site; `in_place`: only the stack pointer has changed."""
 
     number: int
     slot: int
     pointer: int
+    returned: int
     site: int
     gpr: tuple[int, ...]
-    direct: bool
+    in_place: bool
 
 
 def _moves_nothing(call: Call, form: Form) -> bool:
@@ -110,6 +117,11 @@ def _moves_nothing(call: Call, form: Form) -> bool:
     homes = {item.name: item.registers(32) for item in (*call.args, *call.results)}
     bound = [(homes[name], text) for name, text in (*form.args, *form.results)]
     return not form.also and all(not home or home == (text.removeprefix("reg:"),) for home, text in bound)
+
+
+def _spares_red_zone(call: Call) -> bool:
+    """All but INT n and a far call: what these put on the stack lies where their instructions put it."""
+    return call.kind == "call" and all(item.stack_index is None for item in call.args)
 
 
 class MissedSites:
@@ -184,24 +196,26 @@ class MissedSites:
         carried = tuple((target, values.source(text)) for target, text in form.also)
         for target in (*(target for target, _ in carried), *(target for _, target in form.results)):
             values.probe(target)
-        site, pointer = int(state.rip), int(state.gpr[fl.RSP]) + values.taken(form)
-        before = tuple(int(value) for value in state.gpr)
-        returns = call.kind == "call"
-        direct = _moves_nothing(call, form)
-        words = [goes_on if direct else page + CALL_PAGE_SIZE - 1] if returns else []
+        site, before = int(state.rip), tuple(int(value) for value in state.gpr)
+        after = before[fl.RSP] + values.taken(form) & address_mask(cpu)
+        returned, in_place = after, _moves_nothing(call, form)
+        if word == 8 and _spares_red_zone(call):
+            returned = before[fl.RSP] - _RED_ZONE & address_mask(cpu)
+        trapped = call.kind == "call" and not (in_place and returned == after)
+        words = [page + CALL_PAGE_SIZE - 1 if trapped else goes_on] if call.kind == "call" else []
         words += [arguments[item.name] for item in call.args if arguments and item.stack_index is not None]
         data = b"".join((item & (1 << 8 * word) - 1).to_bytes(word, "little") for item in words)
-        after = pointer & address_mask(cpu)
-        pointer = pointer - len(data) & address_mask(cpu)
+        pointer = returned - len(data) & address_mask(cpu)
         if data:
             self._host.write_linear(segment_base(cpu, fl.SS) + pointer & address_mask(cpu), data)
-        if returns and not direct:
-            self._remember(after, _Open(site, goes_on, call, form, values, before, carried))
-        for item in () if direct else call.args:
+        if trapped:
+            entry = _Open(site, goes_on, after, in_place, call, form, values, before, carried)
+            self._remember(returned, entry)
+        for item in () if in_place else call.args:
             put_argument(cpu, item, arguments[item.name])
         state.gpr[fl.RSP] = pointer
         state.rip = page + slot_offset(call.number)
-        self._entered = _Entered(call.number, int(state.rip), pointer, site, before, direct)
+        self._entered = _Entered(call.number, int(state.rip), pointer, returned, site, before, in_place)
 
     def _remember(self, pointer: int, entry: _Open) -> None:
         """Note a call on its way. Some never return: when there are too many the oldest is forgotten."""
@@ -218,8 +232,8 @@ class MissedSites:
             return context
         if number != entered.number and context.rip != entered.slot:
             return context
-        self._open.pop(entered.gpr[fl.RSP] & mask, None)
-        registers = list(context.registers) if entered.direct else [item & mask for item in entered.gpr]
+        self._open.pop(entered.returned & mask, None)
+        registers = list(context.registers) if entered.in_place else [item & mask for item in entered.gpr]
         registers[fl.RSP] = entered.gpr[fl.RSP] & mask
         return replace(context, rip=entered.site, registers=tuple(registers))
 
@@ -243,15 +257,18 @@ class MissedSites:
         """The slot is done: the guest's own registers, the results, and on."""
         cpu = self._machine.cpu
         state = cpu.state
+        state.rip = entry.goes_on
+        state.gpr[fl.RSP] = entry.after
+        if entry.in_place:
+            return
         results = {item.name: result_value(cpu, item) for item in entry.call.results}
         for index, value in enumerate(entry.gpr):
             if index != fl.RSP:
                 state.gpr[index] = value
-        state.rip = entry.goes_on
         targets = [(target, results[name]) for name, target in entry.form.results] + list(entry.carried)
         try:
             for target, value in sorted(targets, key=lambda pair: pair[0].startswith("reg:")):
                 entry.values.put(target, value)
         except PageFault as fault:
-            state.rip = entry.site
+            state.rip, state.gpr[fl.RSP] = entry.site, entry.gpr[fl.RSP]
             self._host.page_fault(fault)

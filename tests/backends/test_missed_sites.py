@@ -164,3 +164,41 @@ def test_a_missed_site_does_what_hardware_does(name: str, backend: str) -> None:
 def test_a_missed_site_of_64_bits_does_what_hardware_does(name: str) -> None:
     ran = carried_out(_WIDE[name], "xen", 64)
     assert words(ran) == words(carried_out(_WIDE[name], "bare", 64))
+
+
+_RED_ZONE_SITES = {
+    "operand moved": "invlpg gs:[rax]",
+    "nothing moved": "mov ecx, 0xc0000102\n rdmsr",
+    "result moved": "mov r9, cr2",
+    "interrupts": "sti\n cli",
+    "pushes and pops": "popfq",
+    "memory": "sgdt [rbp+64]",
+}  # fmt: skip
+_FILL = f"""
+ mov eax, {DATA}
+ mov rbx, -16
+fill:
+ mov [rsp+rbx*8], rbx
+ inc rbx
+ jnz fill
+"""
+_DIGEST = """
+ mov rbx, -16
+ mov esi, 0
+digest:
+ rol esi, 3
+ add esi, [rsp+rbx*8]
+ inc rbx
+ jnz digest
+"""
+
+
+@pytest.mark.parametrize("name", _RED_ZONE_SITES)
+def test_a_missed_site_leaves_the_red_zone_alone(name: str) -> None:
+    body = f"{_FILL}{_RED_ZONE_SITES[name]}\n{_DIGEST}"
+    if name == "pushes and pops":
+        body = f" push 2\n{body}"
+    ran = carried_out(body, "xen", 64)
+    assert words(ran) == words(carried_out(body, "bare", 64))
+    missed: Any = ran.result.stats["missed"]
+    assert missed > 1
