@@ -110,3 +110,12 @@ def test_every_low_level_call_is_reached_from_somewhere() -> None:
     for call in load_spec().calls:
         used = any(load_mapping(interface).users_of(call.name) for interface in INTERFACES)
         assert call.replaces or used, call.name
+
+
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("code", ["660fb210", "660fb410", "660fb510"], ids=["lss", "lfs", "lgs"])
+def test_a_far_pointer_of_16_bits_is_kept_for_its_operand_size(width: int, code: str) -> None:
+    found = match_form(iced_x86.Decoder(width, bytes.fromhex(code)).decode(), width)
+    assert found.kept is not None
+    assert "16-bit operand size" in found.kept.reason
+    assert "16-bit code" not in found.kept.reason
