@@ -15,6 +15,8 @@ from pvpatch.abi.spec import SEGMENT_INDEX, Argument, Form
 from runtime.cpu import flags as fl
 from runtime.cpu.vcpu import VCpu
 from runtime.deprivileged.operands import SEGMENTS, Operands
+from runtime.memory import PageFault
+from runtime.memory.paging import ERROR_WRITE
 
 __all__ = [
     "ROLES",
@@ -126,8 +128,13 @@ class FormValues:
     def probe(self, text: str) -> None:
         """Make sure that a destination word can be written. Raises `PageFault`."""
         place = self._pushed() if text.startswith("push") else self._place(text)
-        if place is not None:
-            self._memory.write_linear(place[0], self._memory.read_linear(*place))
+        if place is None:
+            return
+        try:
+            present = self._memory.read_linear(*place)
+        except PageFault as fault:
+            raise PageFault(fault.linear, fault.error_code | ERROR_WRITE) from None
+        self._memory.write_linear(place[0], present)
 
     def put(self, text: str, value: int) -> None:
         """Give a destination word its value. Raises `PageFault`."""

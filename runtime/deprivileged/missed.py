@@ -20,6 +20,7 @@ from pvpatch.abi.forms import match_form
 from pvpatch.abi.layout import CALL_PAGE_SIZE, slot_offset
 from pvpatch.abi.spec import Call, Form, load_spec
 from runtime.cpu import flags as fl
+from runtime.cpu.delivery import Event
 from runtime.deprivileged.formvalues import (
     FormValues,
     GuestBytes,
@@ -28,12 +29,11 @@ from runtime.deprivileged.formvalues import (
     result_value,
     segment_base,
 )
-from runtime.deprivileged.operands import SEGMENTS, mnemonic_name
+from runtime.deprivileged.operands import SEGMENTS, is_undefined_move, mnemonic_name
 from runtime.memory import PageFault
 from runtime.unwind.unwinder import Context
 
 if TYPE_CHECKING:
-    from runtime.cpu.delivery import Event
     from runtime.machine import Machine
 
 __all__ = ["SELECTOR_FAULTS", "SILENT", "MissedSites", "SiteHost", "uses_selector"]
@@ -50,7 +50,7 @@ _HLT = b"\xf4"
 _NEXT_LENGTHS = (3, 1)
 """Bytes of the second instruction of a pair (MWAIT, HLT): the longer one may not be mapped."""
 _RED_ZONE = 128
-"""Bytes below the stack pointer that 64-bit code may use without moving it (System V ABI for x86-64, 3.2.2)."""
+"""Bytes below the stack pointer that 64-bit code may use without moving it (System V AMD64 ABI, 3.2.2)."""
 _OPEN_CALLS = 256
 """Calls that may be on their way at once: one for each thread that was preempted there."""
 _FAR_POINTERS = frozenset({Mnemonic.LDS, Mnemonic.LES, Mnemonic.LSS, Mnemonic.LFS, Mnemonic.LGS})
@@ -142,6 +142,18 @@ class MissedSites:
         for page in self._machine.patched.pages if self._machine.patched is not None else ():
             self._machine.memory.store(page.physical + CALL_PAGE_SIZE - 1, _HLT)
             self._traps |= {start + CALL_PAGE_SIZE - 1 for start in (page.physical, page.virtual)}
+
+    def as_defined(self, event: Event) -> Event:
+        """`event`, or the #UD of the kernel's MOV to or from a register that does not exist: that is invalid
+        at any privilege, but the emulated CPU looks at the privilege first."""
+        machine = self._machine
+        if event.vector != fl.GP or event.software or event.error_code or not self._host.in_kernel:
+            return event
+        if not is_undefined_move(machine.cpu, machine.linear):
+            return event
+        machine.stats.take_back(event.vector)
+        machine.stats.exceptions[fl.UD] += 1
+        return Event(fl.UD)
 
     # -- the way in ----------------------------------------------------------------------------------
 

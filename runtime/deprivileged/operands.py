@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register, RegisterExt, RegisterInfo
+from iced_x86 import (
+    Decoder,
+    DecoderOptions,
+    Instruction,
+    Mnemonic,
+    OpKind,
+    Register,
+    RegisterExt,
+    RegisterInfo,
+)
 
 from runtime.cpu import flags as fl
 from runtime.cpu.linear import LinearMemory
 from runtime.cpu.vcpu import VCpu
 
-__all__ = ["SEGMENTS", "Operands", "decode_at", "mnemonic_name"]
+__all__ = ["SEGMENTS", "Operands", "decode_at", "is_undefined_move", "mnemonic_name"]
 
 _GPR = (
     Register.RAX, Register.RCX, Register.RDX, Register.RBX,
@@ -35,11 +44,32 @@ def mnemonic_name(instruction: Instruction) -> str:
 
 def decode_at(cpu: VCpu, linear: LinearMemory) -> Instruction | None:
     """The instruction that RIP is on, or None where no valid one can be read."""
-    code = linear.try_read(cpu.state.segments[fl.CS].base + cpu.state.rip, 15)
+    code = _code_at(cpu, linear)
     if not code:
         return None
     instruction = Decoder(cpu.code_width, code, ip=cpu.state.rip).decode()
     return None if instruction.is_invalid else instruction
+
+
+def is_undefined_move(cpu: VCpu, linear: LinearMemory) -> bool:
+    """Is RIP on a MOV to or from a control or debug register that does not exist?
+
+    CR1, CR5 to CR7, CR9 to CR15, DR8 to DR15 (SDM vol. 2, MOV). The decoder knows such a MOV only if it is
+    not to judge it.
+    """
+    code = _code_at(cpu, linear)
+    if not code or not Decoder(cpu.code_width, code).decode().is_invalid:
+        return False
+    found = Decoder(cpu.code_width, code, DecoderOptions.NO_INVALID_CHECK).decode()
+    return found.mnemonic == Mnemonic.MOV and any(
+        first <= found.op_register(index) <= last
+        for index in range(found.op_count)
+        for first, last in ((Register.CR0, Register.CR15), (Register.DR0, Register.DR15))
+    )
+
+
+def _code_at(cpu: VCpu, linear: LinearMemory) -> bytes:
+    return linear.try_read(cpu.state.segments[fl.CS].base + cpu.state.rip, 15)
 
 
 class Operands:

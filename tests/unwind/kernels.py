@@ -52,8 +52,12 @@ gdt:
  .quad 0x00cf13000000ffff
  .quad 0x00cf1b000000ffff
  .quad 0x00cffb000000ffff
+ .quad 0x0000890000000067, 0
+ .quad 0x0000820000000017, 0
+ .quad 0x0000020000000017, 0
+ .quad 0x0000090000000067, 0
 pseudo:
- .word 47
+ .word 111
  .long gdt, 0
 interrupts:
  .word {256 * bits // 4 - 1}
@@ -73,7 +77,8 @@ scratch:
 def data(bits: int) -> Assembly:
     """The kernel's tables and variables.
 
-    Selector 0x18 is data and 0x20 code that is not present, 0x28 code of user mode.
+    Selector 0x18 is data and 0x20 code that is not present, 0x28 code of user mode; 0x30 is a task's, 0x40 a
+    local descriptor table's, 0x50 and 0x60 are such a table's and a task's that are not present.
     """
     return assemble(_tables(bits), 32, DATA)
 

@@ -119,6 +119,7 @@ class LguestHypervisor(Hypervisor):
         own = (self._cells, self._missed, self._slots, self._frames, self._user)
         if any(part.answered(event) for part in own):
             return True
+        event = self._missed.as_defined(event)
         before = self.model.delivered
         try:
             self.model.trap(event)

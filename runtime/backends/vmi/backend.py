@@ -120,7 +120,8 @@ class VmiHypervisor(Hypervisor):
         own = (self._cells, self._missed, self._slots, self._frames, self._user)
         if any(part.answered(event) for part in own):
             return True
-        return self._guarded(lambda: self.model.trap(event))
+        defined = self._missed.as_defined(event)
+        return self._guarded(lambda: self.model.trap(defined))
 
     def on_invalid_opcode(self) -> bool:
         """VMCALL in the ROM is a call."""

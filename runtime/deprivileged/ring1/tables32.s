@@ -40,17 +40,29 @@
   push esi
   FLAT_IN
   movzx eax, ax
-  mov [V_ldt], eax
-  mov dword ptr [P_ldt_limit], 0
-  and eax, 0xfffc
-  je ldt_done
+  test eax, 0xfffc
+  je ldt_null
+  test al, 4
+  jne system_refused
   call find_descriptor
-  jne ldt_done
+  jne system_refused
+  push edx
+  and dh, 0x1f
+  cmp dh, 2
+  pop edx
+  jne system_refused
+  test dh, 0x80
+  je system_absent
   call descriptor_base
   mov [P_ldt_base], esi
   call descriptor_limit
   mov [P_ldt_limit], esi
-ldt_done:
+  jmp ldt_set
+ldt_null:
+  mov dword ptr [P_ldt_limit], 0
+ldt_set:
+  mov [V_ldt], eax
+system_out:
   FLAT_OUT
   pop esi
   pop edx
@@ -68,22 +80,47 @@ ldt_done:
   push esi
   FLAT_IN
   movzx eax, ax
-  mov [V_tr], eax
+  test al, 4
+  jne system_refused
   call find_descriptor
-  jne tr_done
-  push esi
+  jne system_refused
+  push edx
+  and dh, 0x17
+  cmp dh, 1
+  pop edx
+  jne system_refused
+  test dh, 0x80
+  je system_absent
+  or byte ptr [esi+5], 2
   call descriptor_base
   mov [P_tr_base], esi
-  pop esi
-  or byte ptr [esi+5], 2
-tr_done:
-  FLAT_OUT
-  pop esi
-  pop edx
-  pop ecx
-  pop eax
-  popfd
-  retf
+  mov [V_tr], eax
+  jmp system_out
+
+# #GP or #NP of LLDT and LTR: EAX the selector, and on the stack what they have pushed.
+.routine system_refused
+  mov ecx, 0x10d
+  jmp system_fault
+system_absent:
+  mov ecx, 0x10b
+system_fault:
+  and eax, 0xfffc
+  mov [S_error], eax
+  mov [S_vector], ecx
+  mov dword ptr [S_nested], 0
+  mov dword ptr [S_user], 0
+  pop dword ptr [S_ds]
+  pop dword ptr [S_esi]
+  pop dword ptr [S_edx]
+  pop dword ptr [S_ecx]
+  pop dword ptr [S_eax]
+  pop dword ptr [S_flags]
+  pop dword ptr [S_eip]
+  sub dword ptr [S_eip], 7
+  pop dword ptr [S_cs]
+  mov [S_ebx], ebx
+  movzx ebx, cl
+  jmp dispatch
 
 # EAX selector -> ZF set: ECX low word, EDX high word, ESI address; ZF clear: none. DS is flat.
 .routine find_descriptor

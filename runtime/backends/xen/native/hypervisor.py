@@ -99,7 +99,8 @@ class NativeHypervisor(TranslatedDomain):
     def on_event(self, event: Event) -> bool:
         """Cells, missed sites and traps under way first; the rest as for any domain."""
         own = (self._cells, self._missed, self._frames, self._user)
-        return any(part.answered(event) for part in own) or super().on_event(event)
+        answered = any(part.answered(event) for part in own)
+        return answered or super().on_event(self._missed.as_defined(event))
 
     def _answered(self, event: Event) -> bool:
         """Count privileged instructions of the guest's kernel that no patch intercepted."""

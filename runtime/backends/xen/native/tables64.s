@@ -33,34 +33,82 @@
 .routine ldt_load
   pushfq
   SAVE
+  lea r10, [rip+ldt_load]
   movzx eax, ax
-  mov [rip+V_ldt], eax
-  mov dword ptr [rip+P_ldt_limit], 0
   test eax, 0xfffc
-  je ldt_done
-  call find_descriptor
-  jne ldt_done
+  je ldt_null
+  call find_system
+  jne system_gp
+  cmp edi, 0x200
+  jne system_gp
+  bt rcx, 47
+  jae system_np
   call wide_base
   mov [rip+P_ldt_base], rdx
   call descriptor_limit
   mov [rip+P_ldt_limit], edx
-ldt_done:
-  RESTORE
-  popfq
-  ret
+  jmp ldt_set
+ldt_null:
+  mov dword ptr [rip+P_ldt_limit], 0
+ldt_set:
+  mov [rip+V_ldt], eax
+  jmp system_done
 
 # LTR marks the descriptor busy in the guest's own table, as the CPU does.
 .routine tr_load
   pushfq
   SAVE
+  lea r10, [rip+tr_load]
   movzx eax, ax
-  mov [rip+V_tr], eax
-  call find_descriptor
-  jne ldt_done
+  call find_system
+  jne system_gp
+  cmp edi, 0x900
+  je tr_available
+  test dword ptr [rip+V_efer], 0x400
+  jne system_gp
+  cmp edi, 0x100
+  jne system_gp
+tr_available:
+  bt rcx, 47
+  jae system_np
   or byte ptr [rsi+5], 2
   call wide_base
   mov [rip+P_tr_base], rdx
-  jmp ldt_done
+  mov [rip+V_tr], eax
+system_done:
+  RESTORE
+  popfq
+  ret
+
+system_gp:
+  mov ecx, 0x10d
+  jmp descriptor_fault
+system_np:
+  mov ecx, 0x10b
+  jmp descriptor_fault
+
+# As `find_descriptor`, in the GDT only and 16 bytes long in long mode; EDI its S bit and type, at bits 12 to 8.
+.routine find_system
+  test al, 4
+  jne system_none
+  test dword ptr [rip+V_efer], 0x400
+  je system_fits
+  mov edi, eax
+  and edi, 0xfff8
+  lea edi, [rdi+15]
+  cmp edi, [rip+V_gdt_limit]
+  ja system_none
+system_fits:
+  call find_descriptor
+  jne system_none
+  mov rdi, rcx
+  shr rdi, 32
+  and edi, 0x1f00
+  cmp eax, eax
+  ret
+system_none:
+  test rsp, rsp
+  ret
 
 # EAX selector -> ZF set: RCX the descriptor, RSI its address; ZF clear: there is none.
 .routine find_descriptor
@@ -350,14 +398,16 @@ segment_np:
   jne segment_fault
   mov ecx, 0x10c
 segment_fault:
+  lea r10, [rip+segment_load]
+# ECX the vector and kind, EAX the selector, R10 the routine whose SAVEd registers lie on the stack.
+descriptor_fault:
   movzx edx, byte ptr [rip+I_mask]
   mov byte ptr [rip+I_mask], 1
   mov [rip+P_raise_mask], edx
   and eax, 0xfffc
   mov [rip+P_raise_error], rax
   mov [rip+P_raise_vector], rcx
-  lea rcx, [rip+segment_load]
-  mov [rip+P_raise_rip], rcx
+  mov [rip+P_raise_rip], r10
   RESTORE
   popfq
   jmp raise

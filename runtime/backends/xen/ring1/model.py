@@ -272,7 +272,8 @@ class XenRing1(XenHypervisor):
         """Page faults fill the shadow; the rest is as for any domain."""
         if event.vector != fl.PAGE_FAULT or event.software:
             own = (self._cells, self._missed, self._slots, self._frames, self._user)
-            return any(part.answered(event) for part in own) or super().on_event(event)
+            answered = any(part.answered(event) for part in own)
+            return answered or super().on_event(self._missed.as_defined(event))
         linear = int(self.machine.cpu.state.cr[2]) & 0xFFFFFFFF
         if self._patched and linear >= GDT and self._user.out_of_reach(linear - GDT & ~7):
             return True
