@@ -52,6 +52,11 @@ class PatchedImage:
     cells: tuple[Cell, ...] = ()
     origins: tuple[Origin, ...] = ()
 
+    @property
+    def width(self) -> int:
+        """Of the guest, bits: that of the widest code that was patched, whatever file holds it."""
+        return max(page.width for page in self.pages)
+
 
 def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None:
     """Look for the locator in what will be loaded; None for an unpatched image.

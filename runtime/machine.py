@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import iced_x86
 
@@ -110,10 +110,10 @@ class Machine:
         tracer: Tracer | None = None,
     ) -> None:
         self.config = config
-        self.image = image
+        self.patched = find_patched_image(image.segments)
+        self.image = image if self.patched is None else replace(image, width=self.patched.width)
         self.capabilities = backend.capabilities
         self._check_width()
-        self.patched = find_patched_image(image.segments)
         size = config.memory_mib << 20
         self.memory = GuestMemory(size, backend.hidden_memory(size))
         self.stats = Stats()
