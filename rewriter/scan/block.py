@@ -59,7 +59,10 @@ def _implausible() -> _Implausible:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A way out of a block: kind is jump, fall, call, after_call or far."""
+    """A way out of a block: kind is jump, fall, call, after_call or far.
+
+    `address` is virtual, but that of a far one is the offset in the segment that `selector` names.
+    """
 
     address: int
     kind: str
@@ -333,9 +336,9 @@ class BlockDecoder:
             return
         size = MemorySizeExt.size(instruction.memory_size)
         raw = self.space.read_static(instruction.memory_displacement, size)
-        target = self.space.resolve(int.from_bytes(raw[:-2], "little")) if raw else None
-        if raw and target is not None:
-            block.edges.append(Edge(target, "far", int.from_bytes(raw[-2:], "little")))
+        if raw:
+            offset, selector = int.from_bytes(raw[:-2], "little"), int.from_bytes(raw[-2:], "little")
+            block.edges.append(Edge(offset, "far", selector))
 
     def _takes_return_address(self, callee: int, width: int, following: int) -> bool:
         """Whether a callee begins with POP: it does not return behind the call, but may read there."""
@@ -376,9 +379,7 @@ class BlockDecoder:
                 if instruction.op0_kind == OpKind.FAR_BRANCH32
                 else instruction.far_branch16
             )
-            target = self.space.resolve(offset)
-            if target is not None:
-                block.edges.append(Edge(target, "far", instruction.far_branch_selector))
+            block.edges.append(Edge(offset, "far", instruction.far_branch_selector))
             if instruction.is_call_far:
                 block.edges.append(Edge(following, "after_call"))
             return True

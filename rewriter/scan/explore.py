@@ -460,7 +460,8 @@ class Explorer:
                     if self.is_inside(edge.address) or self.width_at(edge.address) not in (0, width):
                         return False
                 elif edge.kind == "far":
-                    return False
+                    if self.space.resolve(edge.address) is not None:
+                        return False
                 elif edge.kind != "after_call" or self._returns_plausibly(edge.address, width):
                     work.append(edge.address)
                 elif self.wrong_width:

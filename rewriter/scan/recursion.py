@@ -23,6 +23,8 @@ __all__ = ["Recursion"]
 
 _WIDTHS = (16, 32, 64)
 _ATTEMPTS = 3
+_NO_CODE = (0, 0)
+"""What stands for an entry of a GDT that is no code segment."""
 _LOCAL = 4
 """The bit of a selector that names the LDT."""
 PURE_SIZE = 1 << 17
@@ -266,38 +268,51 @@ class Recursion:
         while self._tried_far < len(self.explorer.far):
             edge, width = self.explorer.far[self._tried_far]
             self._tried_far += 1
-            self.explorer.targets.add(edge.address)
-            known = self._selector_width(edge)
-            if known is not None:
-                self.explorer.follow([Start(edge.address, known)] if known else [])
+            known = self._segments(edge.selector)
+            if known is None:
+                self._far_anywhere(edge.address, width)
                 continue
-            if self.explorer.is_start(edge.address):
-                continue
-            self.unknown_widths.add(edge.address)
-            for candidate in (self.image.bits, width, 96 - width):
-                if candidate in (32, 64) and self.explorer.guess(edge.address, candidate):
-                    break
+            for found, base in sorted(known):
+                linear = edge.address if found == 64 else edge.address + base & 0xFFFF_FFFF
+                target = self.space.resolve(linear)
+                if target is not None:
+                    self.explorer.targets.add(target)
+                    self.explorer.follow([Start(target, found)])
+
+    def _far_anywhere(self, offset: int, width: int) -> None:
+        """A far transfer out of code of this width into a segment that nobody knows."""
+        target = self.space.resolve(offset)
+        if target is None:
+            return
+        self.explorer.targets.add(target)
+        if self.explorer.is_start(target):
+            return
+        self.unknown_widths.add(target)
+        for candidate in (self.image.bits, width, 96 - width):
+            if candidate in (32, 64) and self.explorer.guess(target, candidate):
+                break
 
     def unsettled_widths(self) -> set[int]:
         """Where far transfers lead in an unknown width, and nothing else that is sure leads."""
         explorer = self.explorer
         return {at for at in self.unknown_widths if not explorer.width_at(at) or at in explorer.doubtful}
 
-    def _selector_width(self, edge: Edge) -> int | None:
-        """Width of the code segment that a far jump loads, from the GDTs that the image holds (SDM 3, 3.4.5).
+    def _segments(self, selector: int) -> set[tuple[int, int]] | None:
+        """Width and base of the code segment that a selector names in the GDTs that the image holds (SDM 3,
+        3.4.5); of each where they are based differently.
 
-        0 where all of them have something else there, or end before: it raises #GP, or leads elsewhere. None
-        where the image does not tell: no table with that entry is in it, or several differ.
+        Empty where all of them have something else there, or end before: the transfer raises #GP, or leads
+        elsewhere. None where the image does not tell: no table with that entry is in it, or widths differ.
         """
-        if edge.selector & _LOCAL:
+        if selector & _LOCAL:
             return None
-        found = {self._entry_width(pointer, edge.selector) for pointer in self.explorer.gdt_pointers}
-        widths = found - {None, 0}
-        if widths:
-            return widths.pop() if len(widths) == 1 else None
-        return 0 if found == {0} else None
+        found = {self._entry(pointer, selector) for pointer in self.explorer.gdt_pointers}
+        segments = {entry for entry in found if entry is not None and entry[0]}
+        if segments:
+            return segments if len({width for width, _ in segments}) == 1 else None
+        return set() if found == {_NO_CODE} else None
 
-    def _entry_width(self, pointer: int, selector: int) -> int | None:
+    def _entry(self, pointer: int, selector: int) -> tuple[int, int] | None:
         """The same of one table; None for an entry that is empty, or not in the file."""
         for size in (8, 4):
             head = self.space.read_static(pointer, 2 + size) or b""
@@ -306,10 +321,11 @@ class Recursion:
             if raw is None:
                 continue
             if selector | 7 > int.from_bytes(head[:2], "little"):
-                return 0
+                return _NO_CODE
             access, flags = raw[5], raw[6]
             if access & 0x98 == 0x98:  # present, code
-                return 64 if flags & 0x20 else 32 if flags & 0x40 else 16
+                based = int.from_bytes(raw[2:5], "little") | raw[7] << 24
+                return (64, 0) if flags & 0x20 else (32 if flags & 0x40 else 16, based)
             if any(raw):
-                return 0
+                return _NO_CODE
         return None

@@ -83,20 +83,23 @@ class Bench:
         return bool(code) and general and (instruction.mnemonic in MOVES or instruction.flow_control in FLOWS)
 
     def pieces(self, made: Produced) -> Iterator[tuple[Origin, frozenset[int]]]:
-        """The pieces of this width, each with the registers that receive its results."""
+        """The pieces of this width, each with the registers that receive its results, or that nobody reads any
+        more: a load of SS that cannot restore from the stack uses those (docs/patch.md)."""
         job = made.job
         for window in job.plan.windows:
             if window.bits != self.bits:
                 continue
-            bound = {piece.instruction.ip: piece.binding for piece in job.moved[window.start].pieces}
+            bound = {piece.instruction.ip: piece for piece in job.moved[window.start].pieces}
             first = job.resident.thunk_offsets[window.start]
             thunk = range(first, first + len(job.resident.thunks[window.start].data))
             for piece in self.patched.origins:
                 if piece.offset in thunk and not piece.back and not piece.leaves:
                     delta = job.resident.thunks[window.start].address - first
-                    binding = bound.get(piece.origin + delta)
+                    moved = bound.get(piece.origin + delta)
+                    binding = moved.binding if moved is not None else None
                     outputs = binding.outputs if binding is not None else ()
-                    yield piece, frozenset(number for number, _ in outputs)
+                    dead = moved.dead if moved is not None else ()
+                    yield piece, frozenset(number for number, _ in outputs) | frozenset(dead)
 
     def run(self, piece: Origin) -> Iterator[Context]:
         """Begin the piece with known registers; the contexts in it, until it does what it is for."""
