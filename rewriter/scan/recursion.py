@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from rewriter.image import Image
 from rewriter.image.multiboot import find_multiboot
-from rewriter.scan.block import Edge, Read
+from rewriter.scan.block import Read
 from rewriter.scan.data_in_text import DataInText, data_in_text
 from rewriter.scan.descriptor_data import DataRanges, descriptor_data
 from rewriter.scan.doubt import confirm_guesses, confirm_region, confirm_taken, retract

@@ -83,8 +83,8 @@ class Bench:
         return bool(code) and general and (instruction.mnemonic in MOVES or instruction.flow_control in FLOWS)
 
     def pieces(self, made: Produced) -> Iterator[tuple[Origin, frozenset[int]]]:
-        """The pieces of this width, each with the registers that receive its results, or that nobody reads any
-        more: a load of SS that cannot restore from the stack uses those (docs/patch.md)."""
+        """The pieces of this width, each with the registers that receive its results, or that nobody reads
+        any more: a load of SS that cannot restore from the stack uses those (docs/patch.md)."""
         job = made.job
         for window in job.plan.windows:
             if window.bits != self.bits:
