@@ -12,6 +12,7 @@ from pvpatch.abi.layout import (
     LOCATOR_ALIGN,
     LOCATOR_MAGIC,
     ORIGIN_SIZE,
+    SLOT_SIZE,
     Cell,
     Header,
     Locator,
@@ -56,6 +57,15 @@ class PatchedImage:
     def width(self) -> int:
         """Of the guest, bits: that of the widest code that was patched, whatever file holds it."""
         return max(page.width for page in self.pages)
+
+    def slot_at(self, linear: int) -> int | None:
+        """Number of the call whose slot begins at `linear`."""
+        for page in self.pages:
+            for start in (page.physical, page.virtual):
+                number, rest = divmod(linear - start - HEADER_SIZE, SLOT_SIZE)
+                if 0 <= number < page.header.slot_count and not rest:
+                    return number
+        return None
 
 
 def find_patched_image(segments: tuple[BootSegment, ...]) -> PatchedImage | None:

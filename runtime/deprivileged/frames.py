@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
 from runtime.deprivileged.cells import Cells
+from runtime.deprivileged.gates import TableHost, gate_at_slot
 from runtime.deprivileged.missed import MissedSites
 from runtime.unwind.unwinder import Context
 
@@ -28,31 +29,31 @@ _FAULTS = frozenset({
     fl.MF, fl.AC_FAULT, fl.XM,
 })  # fmt: skip
 """Exceptions that are reported at their instruction."""
+_SELECTOR_FAULTS = frozenset({fl.TS_FAULT, fl.NP, fl.GP})
+"""What a far transfer to a descriptor that the real tables have not can raise."""
 _INT_N = 0x1000
 """What the vector says beside of an INT n."""
 
 
 @dataclass(frozen=True)
 class TrapVariables:
-    """Names of the variables: of RIP, flags, vector and CS, and by number of the registers that are kept in
-    one; the other registers are the guest's still. `stop` is the linear address of the HLT."""
+    """Names of the variables: of RIP, flags, vector, error code and CS, and by number of the registers that
+    are kept in one; the other registers are the guest's still. `stop` is the linear address of the HLT."""
 
     stop: int
     bits: int
     rip: str
     flags: str
     vector: str
+    error: str
     selector: str
     registers: Mapping[int, str]
     entries: Mapping[int, int] = field(default_factory=dict)
     """Addresses that stand for a slot, and the number of its call."""
 
 
-class FrameHost(Protocol):
+class FrameHost(TableHost, Protocol):
     """What this needs of a hypervisor."""
-
-    def variable(self, name: str) -> int:
-        """A variable of the code beside the guest."""
 
     def set_variable(self, name: str, value: int) -> None:
         """Change it."""
@@ -86,13 +87,16 @@ class TrapFrames:
 
     def _show(self) -> None:
         presenter = self._machine.presenter
-        if presenter is None:
-            return
         kind = self._host.variable(self._names.vector)
         vector = kind & 0xFF
         software = bool(kind & _INT_N) or vector not in _FAULTS
         before = self._context()
         number = self._names.entries.get(before.rip)
+        refused = None if software else self._refused(vector, before, number)
+        if presenter is None:
+            if refused is not None:
+                self._end(refused, before)
+            return
         context = self._missed.withdrawn(self._cells.withdrawn(before), number)
         if number is not None and context is before:
             context = presenter.unwinder.at_slot(context, number)
@@ -103,6 +107,21 @@ class TrapFrames:
             context = replace(context, flags=context.flags | fl.RF)
         if context != before:
             self._put(context)
+        if refused is not None:
+            self._end(refused, context)
+
+    def _refused(self, vector: int, context: Context, number: int | None) -> str | None:
+        """The gate or TSS that the real tables have not, if that is why a slot faulted."""
+        if vector not in _SELECTOR_FAULTS:
+            return None
+        error_code = self._host.variable(self._names.error)
+        return gate_at_slot(self._machine, self._host, context, number, error_code)
+
+    def _end(self, refused: str, context: Context) -> None:
+        where, backend = context.code_base + context.rip, self._machine.capabilities.name
+        self._machine.crash(
+            f"the far transfer at {where:#x} names a {refused}, which is not offered on {backend}"
+        )
 
     def _context(self) -> Context:
         state, names, host = self._machine.cpu.state, self._names, self._host

@@ -21,6 +21,7 @@ from pvpatch.abi.layout import CALL_PAGE_SIZE, slot_offset
 from pvpatch.abi.spec import Call, Form, load_spec
 from runtime.cpu import flags as fl
 from runtime.cpu.delivery import Event
+from runtime.deprivileged.fartransfers import NarrowTransfer, narrow_transfer
 from runtime.deprivileged.formvalues import (
     FormValues,
     GuestBytes,
@@ -77,6 +78,10 @@ class SiteHost(GuestBytes, Protocol):
     @property
     def in_kernel(self) -> bool:
         """The guest's kernel runs, not its user mode."""
+
+    @property
+    def code_selector(self) -> int:
+        """CS as the guest's kernel believes it to be."""
 
     def page_fault(self, fault: PageFault) -> None:
         """Give the guest a page fault at the current instruction."""
@@ -160,10 +165,12 @@ class MissedSites:
     def carry_out(self, instruction: Instruction) -> bool:
         """Do what `instruction` (at RIP) asks; False if that is not possible here."""
         try:
+            page, narrow = self._nearest_page(), narrow_transfer(instruction)
+            if page is not None and narrow is not None:
+                return self._transfer(page, narrow, instruction)
             behind = self._behind(instruction)
             following = "" if behind is None else mnemonic_name(behind)
             found = match_form(instruction, self._machine.cpu.code_width, following)
-            page = self._nearest_page()
             if page is None or found.call is None or found.form is None:
                 return False
             last = behind if found.form.next and behind is not None else instruction
@@ -172,16 +179,35 @@ class MissedSites:
             self._host.page_fault(fault)
         return True
 
+    def _transfer(self, page: int, narrow: NarrowTransfer, instruction: Instruction) -> bool:
+        """A far transfer of operand size 16. Raises `PageFault` with nothing changed."""
+        pushed = b""
+        if narrow.pushes:
+            words = (int(instruction.next_ip), self._host.code_selector)
+            pushed = b"".join((word & 0xFFFF).to_bytes(2, "little") for word in words)
+        values = FormValues(self._machine.cpu, instruction, self._host)
+        if narrow.call.name == "far_return" and values.source(dict(narrow.form.args)["selector"]) & 3:
+            where, backend = int(self._machine.cpu.state.rip), self._machine.capabilities.name
+            self._machine.crash(
+                f"the 16-bit far return at {where:#x} leads to another privilege level, "
+                f"which is not offered on {backend}"
+            )
+            return True
+        self._begin(page, narrow.call, narrow.form, instruction, int(instruction.next_ip), pushed)
+        return True
+
     def _nearest_page(self) -> int | None:
-        """The call page for code of the present width; None without one.
+        """Offset in the code segment of the call page for code of the present width; None without one.
 
         Of its two addresses the one nearer to RIP: before paging only the physical one works.
         """
         cpu, patched = self._machine.cpu, self._machine.patched
-        rip, width = int(cpu.state.rip), cpu.code_width
+        base, width = segment_base(cpu, fl.CS), cpu.code_width
+        linear = base + int(cpu.state.rip) & address_mask(cpu)
         pages = [page for page in patched.pages if page.width == width] if patched is not None else []
         starts = [start for page in pages for start in (page.physical, page.virtual)]
-        return min(starts, key=lambda start: abs(start - rip)) if starts else None
+        nearest = min(starts, key=lambda start: abs(start - linear), default=None)
+        return None if nearest is None else nearest - base & address_mask(cpu)
 
     def _behind(self, instruction: Instruction) -> Instruction | None:
         """The next instruction, where it may belong to the form."""
@@ -199,8 +225,11 @@ class MissedSites:
             return None if found.is_invalid else found
         return None
 
-    def _begin(self, page: int, call: Call, form: Form, instruction: Instruction, goes_on: int) -> None:
-        """Enter the slot. Raises `PageFault` with nothing changed."""
+    def _begin(
+        self, page: int, call: Call, form: Form, instruction: Instruction, goes_on: int, pushed: bytes = b""
+    ) -> None:
+        """Enter the slot, its words below what the instruction itself has `pushed`. Raises `PageFault` with
+        nothing changed."""
         cpu = self._machine.cpu
         state, word, goes_on = cpu.state, cpu.code_width // 8, goes_on & address_mask(cpu)
         values = FormValues(cpu, instruction, self._host)
@@ -216,7 +245,7 @@ class MissedSites:
         trapped = call.kind == "call" and not (in_place and returned == after)
         words = [page + CALL_PAGE_SIZE - 1 if trapped else goes_on] if call.kind == "call" else []
         words += [arguments[item.name] for item in call.args if arguments and item.stack_index is not None]
-        data = b"".join((item & (1 << 8 * word) - 1).to_bytes(word, "little") for item in words)
+        data = b"".join((item & (1 << 8 * word) - 1).to_bytes(word, "little") for item in words) + pushed
         pointer = returned - len(data) & address_mask(cpu)
         if data:
             self._host.write_linear(segment_base(cpu, fl.SS) + pointer & address_mask(cpu), data)
@@ -255,7 +284,10 @@ class MissedSites:
         """Was that fault the trap behind a call?"""
         machine = self._machine
         state = machine.cpu.state
-        if event.vector != fl.GP or event.software or event.error_code or int(state.rip) not in self._traps:
+        if event.vector != fl.GP or event.software or event.error_code:
+            return False
+        linear = segment_base(machine.cpu, fl.CS) + int(state.rip) & address_mask(machine.cpu)
+        if linear not in self._traps:
             return False
         pointer = int(state.gpr[fl.RSP]) & address_mask(machine.cpu)
         if pointer not in self._open or not self._host.in_kernel:

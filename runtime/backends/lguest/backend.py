@@ -68,7 +68,7 @@ class LguestHypervisor(Hypervisor):
             self.model.on_request = self._hypercall
         self.model.on_privileged = self._privileged
         self._code = GuestCode(machine, (HOLE, HOLE + RESIDENT_PAGES * PAGE))
-        side = RingOneSide(place_of, LENT_STACK, build.kernel_data << 3)
+        side = RingOneSide(place_of, LENT_STACK, build.kernel_data << 3, build.kernel_code << 3)
         host = RingOneHost(machine, side, self.model.view, self.model.space.physical, self._page_fault)
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)

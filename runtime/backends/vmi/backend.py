@@ -72,7 +72,7 @@ class VmiHypervisor(Hypervisor):
         self._knows_vmi = any(VROM_SIGNATURE in segment.data for segment in machine.image.segments)
         self._entry: EntryState | None = None
         self._code = GuestCode(machine, (self.model.known.virtual_top, 1 << 32))
-        side = RingOneSide(place_of, LENT_STACK, FLAT_DATA)
+        side = RingOneSide(place_of, LENT_STACK, FLAT_DATA, FLAT_CODE)
         host = RingOneHost(machine, side, self.model.view, self.model.guest, self.model.page_fault)
         self._cells = Cells(machine, host, self._code.exited)
         self._missed = MissedSites(machine, host)

@@ -25,17 +25,19 @@ _FLAT = 0x00C0B300
 def trap_variables(stop: int) -> TrapVariables:
     """Where traps32.s keeps the state of a trap; it stops at linear address `stop`."""
     kept = {fl.RAX: "S_eax", fl.RCX: "S_ecx", fl.RDX: "S_edx", fl.RBX: "S_ebx", fl.RSI: "S_esi"}
-    return TrapVariables(stop, 32, "S_eip", "S_flags", "S_vector", "S_cs", kept)
+    return TrapVariables(stop, 32, "S_eip", "S_flags", "S_vector", "S_error", "S_cs", kept)
 
 
 @dataclass(frozen=True)
 class RingOneSide:
     """The code beside the guest: `place_of` says where its variables are and `lent_stack` is the end of the
-    stack to lend, from the start of the resident pages; `flat_data` is the selector of its data segment."""
+    stack to lend, from the start of the resident pages; `flat_data` and `flat_code` are the selectors of its
+    segments, in which the guest starts too."""
 
     place_of: Callable[[str], int]
     lent_stack: int
     flat_data: int
+    flat_code: int
 
 
 class RingOneHost:
@@ -63,6 +65,13 @@ class RingOneHost:
     def in_kernel(self) -> bool:
         """The guest's kernel runs, not its user mode."""
         return self._machine.cpu.cpl != _USER
+
+    @property
+    def code_selector(self) -> int:
+        """CS as the guest's kernel believes it to be."""
+        selector = int(self._machine.cpu.state.segments[fl.CS].selector)
+        boot = selector & ~3 == self._side.flat_code & ~3
+        return self.variable("P_boot_code") if boot else selector & ~3
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""

@@ -380,6 +380,10 @@ unwind_far_call:
   mov [esp+4], eax
   mov eax, [P_return+4]
   mov [esp+8], eax
+  and eax, 3
+  cmp eax, 1
+  jne unwound_site
+  and dword ptr [esp+8], 0xfffffffc
   jmp unwound_site
 unwind_iret:
   mov eax, [P_old_flags]

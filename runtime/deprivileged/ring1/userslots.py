@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pvpatch.abi.layout import CALL_PAGE_SIZE, HEADER_SIZE, SLOT_SIZE
+from pvpatch.abi.layout import CALL_PAGE_SIZE
 from pvpatch.abi.page import build_bare_page
 from pvpatch.abi.spec import load_spec
 from runtime.cpu import flags as fl
@@ -81,14 +81,8 @@ class UserSlots:
     def _slot(self) -> str | None:
         """The call whose slot begins at EIP."""
         patched, state = self._machine.patched, self._machine.cpu.state
-        linear = int(state.segments[fl.CS].base + state.rip) & _WORD
-        calls = load_spec().calls
-        for page in patched.pages if patched is not None else ():
-            for start in (page.physical, page.virtual):
-                number, rest = divmod(linear - start - HEADER_SIZE, SLOT_SIZE)
-                if 0 <= number < len(calls) and not rest:
-                    return calls[number].name
-        return None
+        number = patched.slot_at(int(state.segments[fl.CS].base + state.rip) & _WORD) if patched else None
+        return None if number is None else load_spec().calls[number].name
 
     def _tell(self, name: str) -> None:
         """The results, and the slot's return."""

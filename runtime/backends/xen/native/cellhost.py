@@ -27,7 +27,8 @@ def trap_variables() -> TrapVariables:
     kept = {number: f"S_{name}" for number, name in names.items()}
     labels = resident().labels
     entries = {labels[call.name]: call.number for call in load_spec().calls if call.name in labels}
-    return TrapVariables(labels["trap_shown"], 64, "S_rip", "S_flags", "S_vector", "S_cs", kept, entries)
+    state = ("S_rip", "S_flags", "S_vector", "S_error", "S_cs")
+    return TrapVariables(labels["trap_shown"], 64, *state, kept, entries)
 
 
 class NativeHost:
@@ -41,6 +42,11 @@ class NativeHost:
     def in_kernel(self) -> bool:
         """The guest's kernel runs, not its user mode."""
         return self._model.traps.in_kernel
+
+    @property
+    def code_selector(self) -> int:
+        """CS as the guest's kernel believes it to be."""
+        return self.variable("V_segments") >> 32 * fl.CS & 0xFFFF
 
     def read_linear(self, linear: int, length: int) -> bytes:
         """Guest memory. Raises `PageFault`."""

@@ -182,7 +182,7 @@ class XenRing1(XenHypervisor):
         view = ShadowView(machine.cpu, self.shadow, self.guest)
         self._host = host = RingOneHost(
             machine,
-            RingOneSide(place_of, LENT_STACK, FLAT[32]["kernel_ss"]),
+            RingOneSide(place_of, LENT_STACK, FLAT[32]["kernel_ss"], FLAT[32]["kernel_cs"]),
             view,
             self.guest,
             lambda fault: self._give_page_fault(fault.linear, fault.error_code),
