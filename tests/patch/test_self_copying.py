@@ -50,6 +50,7 @@ copied:
  mov eax, 0xf4f4f4f4
  rep stosd
  call dword ptr [ebx+{TABLES + 4 - BASE}]
+ call back
  mov eax, 0
  out 0xf4, eax
 stay:
@@ -57,6 +58,8 @@ stay:
 function:
  mov al, 0x21
  out dx, al
+ call back
+back:
  ret
 """
 
