@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from iced_x86 import Instruction
+
 from pvpatch.abi.forms import match_form, mnemonic_names
 from pvpatch.abi.spec import load_spec
 from rewriter.emit.binding import Refused, bind
 from rewriter.emit.marshal import refusal, spares_stack
+from rewriter.emit.operands import Binding
 from rewriter.emit.reach import Reach
+from rewriter.emit.thunk import moves_as_one
 from rewriter.tactics import Patchable
 from rewriter.tactics.liveness import dead_registers, needs_stack, stackless_after
 from rewriter.tactics.view import CodeView
@@ -84,7 +88,18 @@ def _bind_one(view: CodeView, reach: Reach, address: int) -> Patchable | str:
     if binding.length == 2:
         assert following is not None
         end = following.next_ip
-    return Patchable(address, bits, binding, end, call.replaces.index(form))
+    lone = _shadowless(view.at(end), binding, bits, reach)
+    return Patchable(address, bits, binding, end, call.replaces.index(form), shadowless=lone)
+
+
+def _shadowless(following: Instruction | None, binding: Binding, bits: int, reach: Reach) -> bool:
+    """Whether a load of SS goes without its shadow: what follows depends on its place, in code that moves.
+
+    At 64 bits RSP alone is the stack (SDM vol. 3, 3.4.4): an interrupt between the two finds it whole.
+    """
+    if not binding.loads_ss or bits != 64 or reach.kind != "absolute" or following is None:
+        return False
+    return not moves_as_one(following, bits)
 
 
 def _without_stack(view: CodeView, sites: Mapping[int, Patchable]) -> list[int]:

@@ -27,6 +27,7 @@ class Patchable:
     binding: Binding
     end: int  # behind the instruction, or behind the pair that the binding covers
     form: int  # which of its call's forms the instruction is
+    shadowless: bool = False  # the next instruction does not stay in its shadow, as it needs none
     stackless: bool = False  # no stack is known to exist here: the instruction moves, and becomes a cell
 
 

@@ -33,6 +33,8 @@ def shadow_of(
 
     Empty for a site without one. One that opens a shadow itself brings what stands in its own.
     """
+    if site.shadowless:
+        return ()
     found: list[int] = []
     opener: Patchable | None = site
     loads_ss = False

@@ -167,6 +167,8 @@ step:
   jb early
   cmp edx, 0
   jne late
+  cmp dword ptr [{DATA}], 1
+  je step
   cmp eax, 20000
   ja late
   cmp dword ptr [{DATA}], {24 * 7}
