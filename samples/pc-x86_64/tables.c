@@ -170,6 +170,8 @@ void test_tables(void)
 void acpi_power_off(void)
 {
 	out16((u16)fadt->pm1a_control, (u16)(SLEEP_ENABLE | sleep_type << 10));
+	for (int i = 0; i < 1000000; i++) /* a machine may take its time to go off */
+		in32(fadt->pm_timer);
 	say("FAIL still on");
 	for (;;)
 		asm volatile("cli; hlt");
